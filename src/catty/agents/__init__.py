@@ -1,0 +1,1 @@
+"""Agent profiles: how each coding agent is started, continued and kept from asking first-run questions."""

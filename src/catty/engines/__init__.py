@@ -1,0 +1,1 @@
+"""How a server gets machines: the contract (`base`) and its implementations."""

@@ -1,0 +1,1 @@
+"""The server: api, gateway, keeper, sessions, database."""

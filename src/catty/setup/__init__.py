@@ -1,0 +1,1 @@
+"""What the first run puts in place (environment, engine, image, embedded server), and `doctor`."""

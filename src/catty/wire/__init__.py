@@ -1,0 +1,1 @@
+"""Messages between client, server and machine. No I/O in here: bytes in, values out."""

@@ -1,0 +1,1 @@
+"""Trees of files: ignore rules, walk, snapshot format, object store, diff, safe apply."""
