@@ -138,6 +138,33 @@ class BadRequest(UsageError):
     hint = "The request does not fit the protocol; update catty on both sides."
 
 
+class InvalidLimit(UsageError):
+    """{name} must be between {low} and {high}, not {value}"""
+
+    code = "invalid-limit"
+
+
+class RequestTooLarge(UsageError):
+    """the request is larger than {limit}"""
+
+    code, http_status = "request-too-large", 413
+    hint = "The limits stand in docs/server.md."
+
+
+class RequestTooSlow(UsageError):
+    """the request did not arrive in time"""
+
+    code, http_status = "request-too-slow", 408
+    hint = "Check the connection to the server, then try again."
+
+
+class ProtocolTooOld(UsageError):
+    """this client does not speak {protocol}"""
+
+    code, http_status = "protocol-too-old", 426
+    hint = "Update catty on the client's side."
+
+
 # ---------------------------------------------------------------------------------------------- access
 
 
@@ -213,6 +240,13 @@ class SessionNotRunning(Conflict):
 
     code = "session-not-running"
     hint = "`catty download {label}` gets its files."
+
+
+class WorkspaceExists(Conflict):
+    """session '{label}' has its workspace already"""
+
+    code = "workspace-exists"
+    hint = "A workspace is uploaded once, while a session made with an upload is being provisioned."
 
 
 class DestinationExists(Conflict):
@@ -340,6 +374,27 @@ class MachineUnreachable(MachineError):
 
     code, http_status = "machine-unreachable", 503
     hint = "It may be busy or dying; try again, or `catty stop` (its files are saved first)."
+
+
+class MachineDied(MachineError):
+    """the machine ended by itself: {reason}"""
+
+    code = "machine-died"
+    hint = "Its files were saved; `catty download {label}` gets them."
+
+
+class SecretsLost(MachineError):
+    """the server restarted before the machine had its secrets"""
+
+    code = "secrets-lost"
+    hint = "Run `catty new` again; secrets are never written down, so they were lost with the server's memory."
+
+
+class UploadMissing(MachineError):
+    """the upload of the workspace did not come within {seconds:g} s"""
+
+    code = "upload-missing"
+    hint = "Run `catty new` again from the directory."
 
 
 class SaveFailed(MachineError):

@@ -1,0 +1,1 @@
+"""The database: schema, migrations, queries. Nothing here exists on SQLite or PostgreSQL only, but the pragmas in `engine.py`."""

@@ -1,0 +1,37 @@
+"""Bringing a database to this version's schema, at every start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["HEAD", "migrate"]
+
+HEAD: Final = "0001"  # the newest file in migrations/versions
+_SCRIPTS: Final = Path(__file__).parent / "migrations"
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Run what is missing. Alembic, half a second of imports, is loaded only if something is."""
+    async with engine.connect() as connection:
+        try:
+            current = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one_or_none()
+        except DBAPIError:
+            current = None
+    if current != HEAD:
+        async with engine.begin() as connection:
+            await connection.run_sync(_upgrade)
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
