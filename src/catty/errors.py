@@ -404,6 +404,13 @@ class SaveFailed(MachineError):
     hint = "The last complete snapshot is unharmed; the next save tries again."
 
 
+class StoreFailed(MachineError):
+    """the snapshot store failed: {reason}"""
+
+    code = "store-failed"
+    hint = "Look at the disk or bucket that holds the server's snapshots; what was saved before is unharmed."
+
+
 # ---------------------------------------------------------------------------------------------- connection
 
 
