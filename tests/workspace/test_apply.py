@@ -263,6 +263,7 @@ def test_an_attacker_who_swaps_a_directory_for_a_symlink_wins_nothing(box: Box) 
     (outside / "f").write_bytes(b"precious")
     (box.root / "d").mkdir()
     (box.root / "link").symlink_to(outside)
+    precious = Entry(b"d/f", Kind.FILE, size=8, blobs=(apply.digest(b"precious"),))
     done = threading.Event()
     swaps = 0
 
@@ -283,8 +284,8 @@ def test_an_attacker_who_swaps_a_directory_for_a_symlink_wins_nothing(box: Box) 
         while time.monotonic() < until and tries < 4000:
             tries += 1
             try:
-                box.write(b"d/f", b"evil")
-                box.applier.remove(b"d/f", Entry(b"d/f", Kind.FILE, size=4, blobs=(apply.digest(b"evil"),)))
+                box.write(b"d/%d" % tries, b"evil")
+                box.applier.remove(b"d/f", precious)
             except OSError:
                 refused += 1
     finally:
