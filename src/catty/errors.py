@@ -263,6 +263,13 @@ class UploadTooLarge(Conflict):
     hint = "Add to .gitignore, raise --max-upload, or use --no-upload. Largest: {largest}."
 
 
+class GitNotSelfContained(Conflict):
+    """the git directory of '{path}' cannot be sent whole: {reason}"""
+
+    code = "git-not-self-contained"
+    hint = "`git repack -a -d` ends borrowing; --no-git sends the files without it."
+
+
 class BlobsMissing(Conflict):
     """the snapshot names {count} blobs that the server does not have"""
 

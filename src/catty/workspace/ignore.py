@@ -45,7 +45,7 @@ class Rules:
     """Which paths stay behind.
 
     `sources` go from the weakest to the strongest; deeper directories win over these. `load` gives the text of a directory's
-    `.gitignore`, or None; it is asked once per directory that is looked into. `tracked` files are never excluded, whatever a rule
+    `.gitignore`, or None; it is asked once per directory that is looked into (it may call `track`). `tracked` files are never excluded, whatever a rule
     says, nor is anything in a `.git`. With `prefix` (b"" or ending in b"/") the tree is that subdirectory of the one that the rules
     speak about: bases and `load` know it, `match` and `tracked` do not.
     """
@@ -81,11 +81,12 @@ class Rules:
 
     def match(self, path: bytes, is_dir: bool) -> bool:
         """Whether `path` is excluded. An excluded directory excludes all below it but tracked files."""
-        if path in self._tracked or (is_dir and path in self._tracked_dirs) or GIT in path.split(b"/"):
+        if GIT in path.split(b"/"):
             return False
         full = self._prefix + path
         parent = full.rpartition(b"/")[0]
-        return self._is_excluded_dir(parent) or self._decide(full, parent, is_dir)
+        excluded = self._is_excluded_dir(parent) or self._decide(full, parent, is_dir)  # may `load`, which may `track`
+        return excluded and not (path in self._tracked or (is_dir and path in self._tracked_dirs))
 
     def _is_excluded_dir(self, directory: bytes) -> bool:
         pending = []
