@@ -428,6 +428,13 @@ class ConnectionLost(CattyError):
     hint = "The session goes on; `catty connect` brings it back."
 
 
+class SessionEnded(ConnectionLost):
+    """session '{label}' has ended: {reason}"""
+
+    code, http_status = "session-ended", 410
+    hint = "`catty download {label}` gets its files."
+
+
 class ServerUnreachable(ConnectionLost):
     """no Catty server answers at {server}: {reason}"""
 
