@@ -19,7 +19,7 @@ from catty.constants import BLOB_BYTES, MIB
 from catty.errors import BadRequest, HostileArchive
 from catty.workspace.model import DIGEST_BYTES, HOME, PATH_MAX_BYTES, WORKSPACE, Entry, Kind, check_path
 
-__all__ = ["EMPTY", "ENTRIES_MAX", "MANIFEST_MAX_BYTES", "Manifest", "tree_key"]
+__all__ = ["EMPTY", "ENTRIES_MAX", "MANIFEST_MAX_BYTES", "Manifest", "dump_delta", "parse_delta", "tree_key"]
 
 ENTRIES_MAX: Final = 1 << 21
 MANIFEST_MAX_BYTES: Final = 128 * MIB  # as sent and stored
@@ -95,16 +95,13 @@ class Manifest:
 
     def delta(self, newer: Manifest) -> bytes:
         """What `apply` needs to make `newer` of this one."""
-        gone = (path for path in self.entries if path not in newer.entries)
-        changed = (entry for path, entry in newer.entries.items() if self.entries.get(path) != entry)
-        records = [(tree_key(path), _removal(path)) for path in gone]
-        records += [(tree_key(entry.path), _record(entry)) for entry in changed]
-        return _pack(_DELTA, (record for _, record in sorted(records)))
+        removed = (path for path in self.entries if path not in newer.entries)
+        return dump_delta(removed, (entry for path, entry in newer.entries.items() if self.entries.get(path) != entry))
 
     def apply(self, delta: bytes) -> Manifest:
         """Raises BadRequest or HostileArchive on bytes that are no delta of this manifest."""
         entries = dict(self.entries)
-        for item in _records(delta, _DELTA):
+        for item in parse_delta(delta):
             if isinstance(item, Entry):
                 entries[item.path] = item
             elif entries.pop(item, None) is None:
@@ -119,6 +116,21 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def dump_delta(removed: Iterable[bytes], changed: Iterable[Entry]) -> bytes:
+    """The bytes of a delta, from paths that are gone and entries that are new or different, each in any order."""
+    records = [(tree_key(path), _removal(path)) for path in removed]
+    records += [(tree_key(entry.path), _record(entry)) for entry in changed]
+    return _pack(_DELTA, (record for _, record in sorted(records)))
+
+
+def parse_delta(delta: bytes) -> Iterator[Entry | bytes]:
+    """Entries that are new or different, and paths that are gone (without what lay below them, which is named too), in tree order.
+
+    Raises BadRequest or HostileArchive. Paths are clean and unique; whether the result is a tree only `Manifest.apply` can tell.
+    """
+    return _records(delta, _DELTA)
 
 
 def _checked(entries: Iterable[Entry]) -> Iterator[Entry]:
