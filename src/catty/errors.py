@@ -175,6 +175,20 @@ class NotLoggedIn(CattyError):
     hint = "`catty login URL --token` logs in."
 
 
+class GitHubRefused(CattyError):
+    """GitHub does not accept the token (it answered {status})"""
+
+    code, exit_code = "github-refused", 3
+    hint = "Make a new one at github.com/settings/tokens, then `catty secrets add github`."
+
+
+class SecretsLocked(CattyError):
+    """the stored secrets cannot be read: {reason}"""
+
+    code = "secrets-locked"
+    hint = "Unlock the keyring, or remove ~/.catty/secrets.json and add them again; `catty new --no-secrets` goes without."
+
+
 class ForbiddenOrigin(CattyError):
     """request from a foreign page or to a foreign host name refused"""
 
@@ -440,6 +454,13 @@ class ServerUnreachable(ConnectionLost):
 
     code = "server-unreachable"
     hint = "Check the address, or `catty server status` for the embedded one."
+
+
+class GitHubUnreachable(ConnectionLost):
+    """GitHub cannot be asked about the token: {reason}"""
+
+    code = "github-unreachable"
+    hint = "Check the network, or store it unverified: `catty secrets set GITHUB_TOKEN -`."
 
 
 class ServerStartFailed(ConnectionLost):
