@@ -1,0 +1,153 @@
+"""The engines that there are: how each is reached, brought back when it went away, and asked again."""
+
+from __future__ import annotations
+
+import abc
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from catty.engines.container.api import CALL_S, Api, Reply
+from catty.engines.container.dialect import Dialect
+from catty.engines.container.docker import DockerDialect
+from catty.engines.container.podman import PodmanDialect
+from catty.engines.container.service import PodmanService
+from catty.errors import EngineDown
+
+__all__ = ["Backend", "DockerBackend", "PodmanBackend"]
+
+
+class Backend(abc.ABC):
+    """An engine on this host. `use` chooses its global options; calls need no more: they reach it, or say why not."""
+
+    dialect: Dialect
+    api: Api
+
+    @abc.abstractmethod
+    def candidates(self) -> list[tuple[str, ...]]:
+        """Global options that may make it work here, the plainest first."""
+
+    @abc.abstractmethod
+    def identity(self) -> list[str]:
+        """What tells this engine from another version of it, without asking it."""
+
+    @abc.abstractmethod
+    def command(self, options: Sequence[str]) -> list[str]:
+        """The command line of its own client (for building images), up to the subcommand."""
+
+    @abc.abstractmethod
+    async def use(self, options: Sequence[str]) -> None:
+        """Have it answer with these global options from now on."""
+
+    @abc.abstractmethod
+    async def ensure(self) -> None:
+        """Bring it back if it went away. Raises EngineDown."""
+
+    async def call(self, method: str, path: str, **more: Any) -> Reply:
+        """`Api.call`, once more if the engine had gone and could be brought back. Callers see to it that twice does no harm."""
+        try:
+            return await self.api.call(method, path, **more)
+        except EngineDown:
+            await self.ensure()
+            return await self.api.call(method, path, **more)
+
+    async def lines(self, path: str, **more: Any) -> AsyncIterator[Any]:
+        """`Api.lines`, after bringing the engine back if need be."""
+        await self.ensure()
+        async for line in self.api.lines(path, **more):
+            yield line
+
+    async def close(self) -> None:
+        await self.api.close()
+
+
+class PodmanBackend(Backend):
+    """Podman through a service of our own, whose socket lies in `directory`. `globals_`: options that it always gets (tests)."""
+
+    def __init__(
+        self,
+        program: str,
+        directory: Path,
+        *,
+        globals_: Sequence[str] = (),
+        call_s: float = CALL_S,
+        name: str = "podman",
+    ) -> None:
+        self.dialect = PodmanDialect()
+        self._program = program
+        # Its events go to a file: a user may not be allowed to read the journal.
+        self._globals = ("--events-backend=file", *globals_)
+        self._directory = directory
+        self._name = name
+        self._call_s = call_s
+        self._options: tuple[str, ...] = ()
+        self._service = self._make_service()
+        self.api = self._make_api()
+
+    def candidates(self) -> list[tuple[str, ...]]:
+        runtimes = [f"--runtime={name}" for name in ("runc", "crun") if _find(name)]
+        return [(), *((runtime,) for runtime in runtimes), *(("--cgroup-manager=cgroupfs", r) for r in runtimes)]
+
+    def identity(self) -> list[str]:
+        status = Path(self._program).stat()
+        return [self.dialect.name, self._program, str(status.st_mtime_ns), str(status.st_size), *self._globals]
+
+    def command(self, options: Sequence[str]) -> list[str]:
+        return [self._program, *self._globals, *options]
+
+    async def use(self, options: Sequence[str]) -> None:
+        if tuple(options) != self._options:
+            await self.close()
+            self._options = tuple(options)
+            self._service = self._make_service()
+            self.api = self._make_api()
+        await self._service.ensure()
+
+    async def ensure(self) -> None:
+        await self._service.ensure()
+
+    async def close(self) -> None:
+        await self.api.close()
+        await self._service.close()
+
+    def _make_service(self) -> PodmanService:
+        return PodmanService(self._program, (*self._globals, *self._options), self._directory, self._name)
+
+    def _make_api(self) -> Api:
+        return Api(self._service.socket, self.dialect.prefix, call_s=self._call_s)
+
+
+class DockerBackend(Backend):
+    """Docker's daemon, which listens on `socket`."""
+
+    def __init__(self, socket: Path, *, call_s: float = CALL_S) -> None:
+        self.dialect = DockerDialect()
+        self._socket = socket
+        self.api = Api(socket, self.dialect.prefix, call_s=call_s)
+
+    def candidates(self) -> list[tuple[str, ...]]:
+        return [()]
+
+    def identity(self) -> list[str]:
+        try:
+            started = self._socket.stat().st_ctime_ns  # a daemon makes its socket when it starts: upgrades restart it
+        except OSError:
+            started = 0
+        return [self.dialect.name, str(self._socket), str(started)]
+
+    def command(self, options: Sequence[str]) -> list[str]:  # noqa: ARG002  # Docker has none
+        return [shutil.which("docker") or "docker", "--host", f"unix://{self._socket}"]
+
+    async def use(self, options: Sequence[str]) -> None:
+        pass
+
+    async def ensure(self) -> None:
+        if not self._socket.exists():
+            raise EngineDown(reason=f"{self._socket} is not there")
+
+
+def _find(program: str) -> str | None:
+    # Administrators' directories are not on every user's PATH, but Podman looks there too.
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin")

@@ -1,0 +1,44 @@
+"""Which container engine this host has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from catty.engines.container.backend import Backend, DockerBackend, PodmanBackend
+from catty.engines.container.engine import ContainerEngine
+from catty.errors import EngineNotFound
+
+__all__ = ["find_docker", "find_podman", "open_engine"]
+
+
+def open_engine(data_dir: Path, owner: str) -> ContainerEngine:
+    """The engine of this host for the server `owner`, whose data directory is `data_dir`: Podman if it is there, else Docker.
+
+    Quick: nothing is started or asked before the engine is used. Raises EngineNotFound.
+    """
+    directory = data_dir / "engine"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    backend: Backend
+    if podman := find_podman():
+        backend = PodmanBackend(podman, directory)
+    elif docker := find_docker():
+        backend = DockerBackend(docker)
+    else:
+        raise EngineNotFound
+    return ContainerEngine(backend, owner, directory)
+
+
+def find_podman() -> str | None:
+    """The path of the program, None if there is none."""
+    return shutil.which("podman")
+
+
+def find_docker() -> Path | None:
+    """The socket of a Docker daemon that this user may talk to, None if there is none."""
+    named = os.environ.get("DOCKER_HOST", "")
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
+    sockets = [named.removeprefix("unix://")] if named.startswith("unix://") else []
+    sockets += ["/var/run/docker.sock", f"{runtime_dir}/docker.sock"]
+    return next((Path(path) for path in sockets if os.access(path, os.R_OK | os.W_OK)), None)
