@@ -56,9 +56,12 @@ async def build_image(cli: list[str], image: str, progress: Progress, log: Path,
             return
         if image != identity.current_image():
             raise ImageMissing(image=image)
-        with tempfile.TemporaryDirectory(dir=log.parent, prefix="build-") as work:
-            await build.run(image, Path(work), ca_bundle)
-        await build.prune()
+        try:
+            with tempfile.TemporaryDirectory(dir=log.parent, prefix="build-") as work:
+                await build.run(image, Path(work), ca_bundle)
+            await build.prune()
+        finally:
+            await build.sweep()
 
 
 class _Build:
@@ -111,6 +114,16 @@ class _Build:
                 await self._quiet("rmi", image)
         # A replaced stage holds gigabytes of layers that no image names any more.
         await self._quiet("image", "prune", "--force", "--filter", "label=catty.stage=python", "--filter", "until=168h")
+
+    async def sweep(self) -> None:
+        """Remove what a build that was ended left in Podman's storage: working containers on our own base, which nobody else uses."""
+        if self.docker:
+            return
+        filters = ("--external", "--filter", f"ancestor={identity.base_image()}")
+        listed = await self._quiet("ps", "--all", *filters, "--format", "{{.ID}} {{.Status}} {{.Command}}") or ""
+        for line in listed.splitlines():
+            if line.endswith(" Storage buildah"):
+                await self._quiet("rm", "--force", line.split()[0])
 
     async def _base(self, work: Path) -> str:
         """The base image: a Debian made from this host's own mirror where that is possible, else a stock one."""
