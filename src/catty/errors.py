@@ -55,6 +55,13 @@ class CattyError(Exception):
         return {"error": self.code, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
 
 
+class InternalError(CattyError):
+    """catty stumbled: {what}"""
+
+    code = "internal"
+    hint = "This is a mistake in catty. Run it again with CATTY_DEBUG=1 and report what ~/.catty/debug.log says."
+
+
 class RemoteError(CattyError):
     """{message}"""
 
@@ -303,6 +310,13 @@ class SyncLocked(Conflict):
 
     code = "sync-locked"
     hint = "This one goes on without sync-back; use --sync-dir for another directory."
+
+
+class CannotWrite(CattyError):
+    """cannot write '{path}': {reason}"""
+
+    code = "cannot-write"
+    hint = "Look at permissions and free space there; nothing of yours was changed."
 
 
 class HostileArchive(Conflict):
