@@ -439,6 +439,13 @@ class SaveFailed(MachineError):
     hint = "The last complete snapshot is unharmed; the next save tries again."
 
 
+class RestoreFailed(MachineError):
+    """the workspace could not be put into the machine: {reason}"""
+
+    code = "restore-failed"
+    hint = "The snapshot is unharmed; try again."
+
+
 class StoreFailed(MachineError):
     """the snapshot store failed: {reason}"""
 

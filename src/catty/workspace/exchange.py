@@ -68,8 +68,8 @@ class Channel(Protocol):
     async def receive(self) -> str | bytes:
         """The next message. Raises ConnectionError when there will be none."""
 
-    def close(self) -> None:
-        """Drop the connection, at once."""
+    def close(self) -> Awaitable[None] | None:
+        """Drop the connection."""
 
 
 class Exchange:
@@ -80,6 +80,7 @@ class Exchange:
     """
 
     def __init__(self, channel: Channel, *, idle: float = TRANSFER_IDLE_S) -> None:
+        self.loop = asyncio.get_running_loop()
         self._channel = channel
         self._idle = idle
         self._queue: asyncio.Queue[dict[str, Any] | bytes] = asyncio.Queue(_QUEUE_MAX)
@@ -100,10 +101,16 @@ class Exchange:
     ) -> None:
         if isinstance(error, CattyError):
             await self._tell(error)
-        self._channel.close()
+        if closing := self._channel.close():
+            await closing
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def fail(self, error: Exception) -> None:
+        """Make every call raise `error` from now on: something else that this connection lives from has ended."""
+        self._failed = error
+        self._heard.set()
 
     # ------------------------------------------------------------------------------------------ send
 
@@ -143,12 +150,12 @@ class Exchange:
 
     async def _tell(self, error: CattyError) -> None:
         """Best effort: what went wrong here, for the other side's user."""
-        with suppress(ConnectionError, TimeoutError):
+        with suppress(ConnectionError, TimeoutError, CattyError):
             async with asyncio.timeout(1):
                 await self.send("error", **error.to_json())
 
     async def _say_working(self) -> None:
-        with suppress(ConnectionError, TimeoutError):
+        with suppress(ConnectionError, TimeoutError, CattyError):
             while True:
                 await asyncio.sleep(min(_WORKING_EVERY_S, self._idle / 3))
                 await self.send("working")
@@ -208,8 +215,7 @@ class Exchange:
                     await self._queue.put(item)
                 self._heard.set()
         except (ConnectionError, CattyError) as error:
-            self._failed = error  # raised once what came before has been given out
-            self._heard.set()
+            self.fail(error)  # raised once what came before has been given out
 
     def _parse(self, text: str) -> dict[str, Any] | None:
         try:
