@@ -16,7 +16,7 @@ import pytest
 from catty.errors import HostileArchive
 from catty.workspace import apply, atomic
 from catty.workspace.apply import TEMP_PREFIX, Applier, check_target
-from catty.workspace.model import Entry, Kind
+from catty.workspace.model import Entry, Kind, digest
 
 
 class Box:
@@ -263,7 +263,7 @@ def test_an_attacker_who_swaps_a_directory_for_a_symlink_wins_nothing(box: Box) 
     (outside / "f").write_bytes(b"precious")
     (box.root / "d").mkdir()
     (box.root / "link").symlink_to(outside)
-    precious = Entry(b"d/f", Kind.FILE, size=8, blobs=(apply.digest(b"precious"),))
+    precious = Entry(b"d/f", Kind.FILE, size=8, blobs=(digest(b"precious"),))
     done = threading.Event()
     swaps = 0
 
@@ -334,7 +334,7 @@ def test_a_user_who_saves_at_the_same_time_loses_nothing(box: Box) -> None:
     if target.read_bytes() != last:
         assert target.read_bytes() == b"remote"
         assert replaced is not None
-        assert replaced.blobs == (apply.digest(last),), "only a version that had been looked at is replaced"
+        assert replaced.blobs == (digest(last),), "only a version that had been looked at is replaced"
 
 
 def test_a_directory_is_made_once(box: Box) -> None:

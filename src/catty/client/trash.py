@@ -36,8 +36,7 @@ class Trash:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            _copy(parent, name, place)
-            os.unlink(name, dir_fd=parent)
+            _carry(parent, name, place)
 
     def _free_place(self, place: bytes) -> bytes:
         """`place`, or with a number behind it if something of that name went into the trash already; its directory is made."""
@@ -64,12 +63,27 @@ class Trash:
                     shutil.rmtree(run.path, ignore_errors=True)
 
 
-def _copy(parent: int, name: bytes, place: bytes) -> None:
-    """Copy a file or symlink to another file system; on an error nothing is left there."""
+def _carry(parent: int, name: bytes, place: bytes) -> None:
+    """Move to another file system; on an error nothing is left there."""
     found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISDIR(found.st_mode):
+        source = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            os.mkdir(place, 0o700)
+            for inner in map(os.fsencode, os.listdir(source)):
+                _carry(source, inner, os.path.join(place, inner))
+        finally:
+            os.close(source)
+        os.rmdir(name, dir_fd=parent)
+        return
     if stat.S_ISLNK(found.st_mode):
         os.symlink(os.readlink(name, dir_fd=parent), place)
-        return
+    else:
+        _copy_file(parent, name, place, found)
+    os.unlink(name, dir_fd=parent)
+
+
+def _copy_file(parent: int, name: bytes, place: bytes, found: os.stat_result) -> None:
     source = os.open(name, _READ, dir_fd=parent)
     try:
         target = os.open(place, _CREATE, stat.S_IMODE(found.st_mode) & 0o777 | 0o600)

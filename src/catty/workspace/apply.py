@@ -21,10 +21,10 @@ import unicodedata
 from collections.abc import Callable
 from typing import Final, Self
 
-from catty.constants import BLOB_BYTES
 from catty.errors import HostileArchive
 from catty.workspace import atomic
-from catty.workspace.model import Entry, Kind, check_path, digest
+from catty.workspace.chunks import read_file
+from catty.workspace.model import Entry, Kind, check_path
 
 __all__ = ["TEMP_PREFIX", "Applier", "Keep", "Staged", "check_target", "is_git_name", "look", "plain_name", "same"]
 
@@ -70,41 +70,16 @@ def look(directory: int, name: bytes, path: bytes) -> Entry | None:
         if stat.S_ISLNK(found.st_mode):
             return Entry(path, Kind.SYMLINK, 0o777, found.st_mtime_ns, target=os.readlink(name, dir_fd=directory))
         if not stat.S_ISREG(found.st_mode):
-            return _strange(path)
-        descriptor = os.open(name, _READ, dir_fd=directory)
+            raise OSError(errno.ELOOP, "not a regular file", name)
+        content = read_file(directory, name, lambda *_: None)
     except FileNotFoundError:
         return None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EINVAL):  # it became something else between two calls
             return _strange(path)
         raise
-    try:
-        return read_entry(descriptor, path)
-    finally:
-        os.close(descriptor)
-
-
-def read_entry(descriptor: int, path: bytes) -> Entry:
-    """The entry of an open file; one equal to nothing if it changes meanwhile."""
-    before = os.fstat(descriptor)
-    if not stat.S_ISREG(before.st_mode):
-        return _strange(path)
-    blobs, size = [], 0
-    while data := _read_blob(descriptor):
-        blobs.append(digest(data))
-        size += len(data)
-    after = os.fstat(descriptor)
-    if size != after.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        return _strange(path)
-    return Entry(path, Kind.FILE, stat.S_IMODE(after.st_mode), after.st_mtime_ns, size, tuple(blobs))
-
-
-def _read_blob(descriptor: int) -> bytes:
-    """The next BLOB_BYTES of a file, fewer only at its end: a short read in between would cut the blobs elsewhere."""
-    data = os.read(descriptor, BLOB_BYTES)
-    while data and len(data) < BLOB_BYTES and (more := os.read(descriptor, BLOB_BYTES - len(data))):
-        data += more
-    return data
+    mode, mtime_ns = stat.S_IMODE(content.signature.mode), content.signature.mtime_ns
+    return _strange(path) if content.torn else Entry(path, Kind.FILE, mode, mtime_ns, content.size, content.blobs)
 
 
 def _strange(path: bytes) -> Entry:

@@ -1,0 +1,275 @@
+"""Brings a session's workspace to a directory or an archive that was not there before (docs/workspace.md, "Download").
+
+Everything is made beside the destination and renamed into place at the end: a download that is cut leaves nothing of itself there.
+Manifest and blobs come from a machine and are hostile: the manifest has been checked for paths that lead elsewhere, symlinks are
+made after all files, so that nothing is ever written through one, and modes lose setuid and setgid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from catty.client.sources import human_size
+from catty.client.trash import Trash
+from catty.client.upload import Progress
+from catty.constants import BLOB_BYTES
+from catty.errors import (
+    CannotWrite,
+    CattyError,
+    DestinationExists,
+    HostileArchive,
+    MachineError,
+    StoreFailed,
+    UsageError,
+)
+from catty.workspace import atomic, packs
+from catty.workspace.chunks import ZERO_BLOB
+from catty.workspace.manifest import Manifest
+from catty.workspace.model import WORKSPACE, Entry, Kind
+
+__all__ = ["Downloaded", "Server", "download", "fetch"]
+
+_FETCH_DIGESTS: Final = 4096  # per request, each at most BLOB_BYTES
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_INSIDE: Final = WORKSPACE + b"/"
+
+Report = Callable[[Progress], None]
+
+
+class Server(Protocol):
+    """What is needed of the REST client (client/api.py)."""
+
+    def session(self, label: str) -> dict[str, Any]: ...
+    def save(self, label: str) -> int: ...
+    def manifest(self, label: str, snapshot: int | str = "latest") -> bytes: ...
+    def fetch_blobs(self, digests: list[bytes]) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """`destination` is in place. `notes` are for the user, one line each."""
+
+    destination: Path
+    files: int
+    size: int
+    notes: tuple[str, ...] = ()
+
+
+def download(
+    server: Server,
+    label: str,
+    destination: Path | None = None,
+    *,
+    form: Literal["dir", "tar.gz"] = "dir",
+    force: bool = False,
+    snapshot: int | str = "latest",
+    trash: Trash,
+    report: Report | None = None,
+) -> Downloaded:
+    """Bring the workspace of `label` (running: saved first, unless `snapshot` names one) to `destination` (default `./LABEL`).
+
+    With `force` what stands there goes into the trash. Raises DestinationExists, CannotWrite, UsageError and what the server raises.
+    """
+    place = Path(destination or (label if form == "dir" else f"{label}.tar.gz")).absolute()
+    _check_free(place, force=force)
+    notes: list[str] = []
+    if snapshot == "latest" and server.session(label).get("state") == "running":
+        try:
+            snapshot = server.save(label)
+        except MachineError as error:
+            notes.append(f"the machine could not be saved now ({error.message}); this is its last save")
+    manifest = Manifest.from_bytes(server.manifest(label, snapshot))
+    entries = [entry for path, entry in manifest.entries.items() if path == WORKSPACE or path.startswith(_INSIDE)]
+    with _writing(place), _beside(place) as temporary:
+        tree = temporary / "tree"
+        _check_space(temporary, entries)
+        _write_tree(server, tree, entries, report or (lambda _: None))
+        result = tree if form == "dir" else _archive(temporary / "archive", tree, label, entries)
+        _move_into_place(result, place, force=force, trash=trash)
+    files = [entry for entry in entries if entry.kind is Kind.FILE]
+    notes += [f"{os.fsdecode(entry.path[len(_INSIDE) :])} changed while it was saved" for entry in files if entry.torn]
+    return Downloaded(place, len(files), sum(entry.size for entry in files), tuple(notes))
+
+
+def fetch(server: Server, wanted: dict[bytes, int]) -> Iterator[tuple[bytes, memoryview]]:
+    """Each of the `wanted` blobs (digest → length) once, in any order, checked. Raises HostileArchive, StoreFailed."""
+    pending = dict(wanted)
+    names = list(pending)
+    for start in range(0, len(names), _FETCH_DIGESTS):
+        for pack in server.fetch_blobs(names[start : start + _FETCH_DIGESTS]):
+            for name, data in packs.read(pack):
+                length = pending.pop(name, None)
+                if length is None:
+                    continue  # packs may hold more than was asked for, and the same twice
+                if length != len(data):
+                    raise HostileArchive(what="a blob of another length than the manifest says")
+                yield name, data
+    if pending:
+        raise StoreFailed(reason=f"{len(pending)} blobs of this snapshot are not there")
+
+
+# ------------------------------------------------------------------------------------------------ the tree
+
+
+def _write_tree(server: Server, tree: Path, entries: list[Entry], report: Report) -> None:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    tree.mkdir(mode=0o700)
+    root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for entry in entries[1:]:
+            if entry.kind is Kind.DIR:
+                os.mkdir(_inside(entry), 0o700, dir_fd=root)
+            elif entry.kind is Kind.FILE:
+                _make_file(root, entry)
+        _write_contents(server, root, entries, report)
+        for entry in entries[1:]:
+            if entry.kind is Kind.SYMLINK:
+                os.symlink(entry.target, _inside(entry), dir_fd=root)
+                os.utime(_inside(entry), ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=root, follow_symlinks=False)
+        for entry in reversed(entries):  # directories after all that is made in them
+            if entry.kind is not Kind.SYMLINK:
+                _finish(root, entry, mask)
+    finally:
+        os.close(root)
+
+
+def _inside(entry: Entry) -> bytes:
+    """The path relative to the tree; `.` for the tree itself."""
+    return entry.path[len(_INSIDE) :] or b"."
+
+
+def _make_file(root: int, entry: Entry) -> None:
+    descriptor = os.open(_inside(entry), _CREATE, 0o600, dir_fd=root)
+    try:
+        os.truncate(descriptor, entry.size)
+    finally:
+        os.close(descriptor)
+
+
+def _write_contents(server: Server, root: int, entries: Iterable[Entry], report: Report) -> None:
+    places: dict[bytes, list[tuple[Entry, int]]] = {}
+    lengths: dict[bytes, int] = {}
+    files = 0
+    for entry in entries:
+        files += entry.kind is Kind.FILE
+        for number, name in enumerate(entry.blobs):
+            if name != ZERO_BLOB:  # a new file is made of zeros
+                places.setdefault(name, []).append((entry, number))
+                lengths[name] = _blob_length(entry, number)
+    progress = Progress("receiving", 0, files, 0, sum(lengths.values()))
+    report(progress)
+    for name, data in fetch(server, lengths):
+        for entry, number in places.pop(name):
+            _write_at(root, entry, number, data)
+            last = number == len(entry.blobs) - 1
+            progress = progress._replace(done_files=progress.done_files + last)
+        progress = progress._replace(done_bytes=progress.done_bytes + len(data))
+        report(progress)
+    report(progress._replace(done_files=files))
+
+
+def _blob_length(entry: Entry, number: int) -> int:
+    return min(BLOB_BYTES, entry.size - number * BLOB_BYTES)
+
+
+def _write_at(root: int, entry: Entry, number: int, data: memoryview) -> None:
+    if len(data) != _blob_length(entry, number):
+        raise HostileArchive(what="a blob of another length than the manifest says")
+    descriptor = os.open(_inside(entry), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    try:
+        position = number * BLOB_BYTES
+        while data:
+            written = os.pwrite(descriptor, data, position)
+            data, position = data[written:], position + written
+    finally:
+        os.close(descriptor)
+
+
+def _finish(root: int, entry: Entry, mask: int) -> None:
+    """Mode (no setuid, setgid, sticky; a directory stays its owner's to enter) and time."""
+    mode = entry.mode & 0o777 & ~mask | (0o700 if entry.kind is Kind.DIR else 0)
+    os.chmod(_inside(entry), mode, dir_fd=root)
+    os.utime(_inside(entry), ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=root)
+
+
+def _archive(archive: Path, tree: Path, label: str, entries: list[Entry]) -> Path:
+    """`archive`, gzipped, with one top directory named after the session."""
+    with tarfile.open(archive, "x:gz", compresslevel=6) as tar:
+        for entry in entries:
+            path = tree / os.fsdecode(_inside(entry))
+            inner = os.fsdecode(entry.path[len(_INSIDE) :])
+            info = tar.gettarinfo(path, f"{label}/{inner}" if inner else label)
+            info.uid = info.gid = 0
+            info.uname = info.gname = ""
+            if info.isreg():
+                with path.open("rb") as content:
+                    tar.addfile(info, content)
+            else:
+                tar.addfile(info)
+    return archive
+
+
+# ------------------------------------------------------------------------------------------------ the place
+
+
+def _check_free(place: Path, *, force: bool) -> None:
+    if not place.parent.is_dir():
+        raise CannotWrite(path=place, reason=f"there is no directory {place.parent}")
+    if not os.path.lexists(place):
+        return
+    if not force:
+        raise DestinationExists(path=place)
+    kept = place.resolve()
+    if kept == Path.home() or Path.cwd().is_relative_to(kept) or os.path.ismount(kept):
+        raise UsageError(f"'{place}' cannot be replaced from within", hint="Name a directory of its own.")
+
+
+def _check_space(at: Path, entries: Iterable[Entry]) -> None:
+    """A manifest may claim any size; so may an honest one that is too large for this disk."""
+    needed = sum(_blob_length(e, number) for e in entries for number, name in enumerate(e.blobs) if name != ZERO_BLOB)
+    free = shutil.disk_usage(at).free
+    if needed > free:
+        raise CannotWrite(path=at.parent, reason=f"{human_size(needed)} needed, {human_size(free)} free")
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except CattyError:
+        raise
+    except OSError as error:
+        raise CannotWrite(path=place, reason=error.strerror or str(error)) from None
+
+
+@contextlib.contextmanager
+def _beside(place: Path) -> Iterator[Path]:
+    """A directory of ours on the same file system; gone afterwards, with all that is still in it."""
+    directory = place.parent / f".{place.name[:200]}.{secrets.token_hex(4)}.catty-tmp"
+    directory.mkdir(mode=0o700)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _move_into_place(result: Path, place: Path, *, force: bool, trash: Trash) -> None:
+    parent = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        name = os.fsencode(place.name)
+        if force and os.path.lexists(place):
+            trash.take(parent, name, name)
+        atomic.rename_new(parent, os.path.join(os.fsencode(result.parent.name), os.fsencode(result.name)), name)
+    except FileExistsError:
+        raise DestinationExists(path=place) from None
+    finally:
+        os.close(parent)
