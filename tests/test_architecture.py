@@ -15,7 +15,7 @@ ALLOWED = {
     "cli": {"setup", "client", "agents", "wire", "workspace"},
     "setup": {"client", "server", "engines", "image"},
     "client": {"workspace", "wire", "agents"},
-    "server": {"engines", "agents", "workspace", "wire"},
+    "server": {"engines", "image", "agents", "workspace", "wire"},
     "engines": {"image", "wire"},
     "image": set(),
     "runtime": {"workspace", "wire"},

@@ -8,21 +8,24 @@ touches neither record nor machine any more.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from catty.errors import CattyError, LabelTaken
 from catty.labels import random_label
 from catty.server.db.schema import sessions
+from catty.server.sessions.changes import Changes
 from catty.server.sessions.request import NewSession
 from catty.server.sessions.states import Event, Reason, State, next_state
 
@@ -100,9 +103,10 @@ class Session:
 class SessionStore:
     """Sessions of one database, as server `holder` (a name of its own, the same after a restart) sees and drives them."""
 
-    def __init__(self, engine: AsyncEngine, holder: str) -> None:
+    def __init__(self, engine: AsyncEngine, holder: str, changes: Changes) -> None:
         self._engine = engine
         self._holder = holder
+        self._changes = changes
 
     async def create(self, owner: str, new: NewSession) -> tuple[Session, bool]:
         """The new session, driven by this server, and True; or the one made by the same `request_id` before, and False.
@@ -162,6 +166,25 @@ class SessionStore:
         """The session with this id, deleted or not; None if there is none."""
         return await self._first(sessions.c.id == session)
 
+    async def wait(
+        self, session: str, condition: Callable[[Session], bool], *, timeout: float, poll: float
+    ) -> Session | None:
+        """The session once `condition` holds, or as it is after `timeout` seconds; None if there is none.
+
+        Changes made by this server are seen at once, those made by others after `poll` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changes.watch(session) as changed:
+            while True:
+                changed.clear()
+                found = await self.get(session)
+                left = deadline - time.monotonic()
+                if found is None or condition(found) or left <= 0:
+                    return found
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, poll)):
+                        await changed.wait()
+
     async def labels(self, owner: str) -> dict[str, str]:
         """Ids and labels of all sessions of `owner` that are not deleted."""
         query = select(sessions.c.id, sessions.c.label).where(sessions.c.owner == owner, sessions.c.tombstone == "")
@@ -204,11 +227,20 @@ class SessionStore:
         changes = {"stop_requested": True} | ({"delete_requested": True} if delete else {})
         async with self._engine.begin() as connection:
             await connection.execute(update(sessions).where(sessions.c.id == session).values(changes))
+        self._changes.touch(session)
 
     async def mark_uploaded(self, session: str) -> None:
         """The upload is in the snapshot store."""
+        changes = {"uploaded": True, "last_saved_at": time.time()}
         async with self._engine.begin() as connection:
-            await connection.execute(update(sessions).where(sessions.c.id == session).values(uploaded=True))
+            await connection.execute(update(sessions).where(sessions.c.id == session).values(changes))
+        self._changes.touch(session)
+
+    async def purge(self) -> None:
+        """Forget tombstones older than a day."""
+        async with self._engine.begin() as connection:
+            old = and_(sessions.c.tombstone != "", sessions.c.stopped_at < time.time() - RECENT_S)
+            await connection.execute(delete(sessions).where(old))
 
     # ---------------------------------------------------------------------------------------- leases
 
@@ -248,6 +280,8 @@ class SessionStore:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
             raise LeaseLost
+        if visible:
+            self._changes.touch(lease.session)
         return Session.from_row(row)
 
     async def happen(self, lease: Lease, session: Session, event: Event, error: CattyError | None = None) -> Session:

@@ -1,0 +1,92 @@
+"""The first bytes of each connection: is it an upgrade to a WebSocket, or plain HTTP?
+
+An upgrade goes to the gateway, which copies bytes from then on; all else goes to aiohttp, head and all, as if aiohttp had accepted the
+connection itself. So one port serves both, and nothing of aiohttp's stands between a keystroke and its machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from catty.errors import RequestTooLarge
+from catty.server.access import Door
+from catty.server.gateway import refuse
+from catty.server.heads import END, HEAD_MAX_BYTES
+
+__all__ = ["Front"]
+
+HEAD_S: Final = 10.0  # an honest client sends its head at once
+_UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
+_CREDENTIALS: Final = struct.Struct("3i")
+
+Upgrade = Callable[[asyncio.Transport, bytes, bytes, Door], Awaitable[None]]
+"""Called with the transport (reading paused), the head, the bytes after it, and the door."""
+
+
+class Front(asyncio.Protocol):
+    """`web` makes a protocol for plain HTTP; `upgrade` takes the rest."""
+
+    def __init__(self, door: Door, web: Callable[[], asyncio.Protocol], upgrade: Upgrade) -> None:
+        self._door = door
+        self._web = web
+        self._upgrade = upgrade
+        self._head = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio. On a Unix socket only this user and root get in."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # for mypy
+        self._transport = transport
+        if not self._door.listen and not _trusted(transport.get_extra_info("socket")):
+            transport.abort()
+            return
+        self._timer = asyncio.get_running_loop().call_later(HEAD_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self._transport is None or self._serving is not None:
+            return
+        self._head += data
+        end = self._head.find(END)
+        if end < 0 and len(self._head) <= HEAD_MAX_BYTES:
+            return
+        self._stop_timer()
+        if not 0 <= end <= HEAD_MAX_BYTES:
+            refuse(self._transport, RequestTooLarge(limit=f"a head of {HEAD_MAX_BYTES} bytes"))
+            return
+        end += len(END)
+        if _UPGRADE.search(self._head, 0, end):
+            self._transport.pause_reading()
+            head, rest = bytes(self._head[:end]), bytes(self._head[end:])
+            self._serving = asyncio.ensure_future(self._upgrade(self._transport, head, rest, self._door))
+            return
+        protocol = self._web()
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        protocol.data_received(bytes(self._head))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """See asyncio."""
+        self._stop_timer()
+        if self._serving is not None:
+            self._serving.cancel()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _trusted(sock: socket.socket) -> bool:
+    """Whether the process at the other end of a Unix socket is this user's or root's."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS: the socket's mode alone says who may connect
+        return True
+    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return uid in (os.geteuid(), 0)
