@@ -18,7 +18,7 @@ _NOT_NEEDED: Final = ("AUDIT_WRITE", "MKNOD", "NET_RAW")
 
 class DockerDialect(Dialect):
     name: ClassVar[str] = "docker"
-    prefix: ClassVar[str] = "/v1.40/"  # Docker 19.03 and later
+    prefix: ClassVar[str] = "/"  # without a version: the daemon's own
     grace_parameter: ClassVar[str] = "t"
     own_network: ClassVar[bool] = True
     leaves_mounts: ClassVar[bool] = False

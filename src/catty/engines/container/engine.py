@@ -22,9 +22,11 @@ from catty.engines.base import (
     Progress,
     UnixEndpoint,
 )
+from catty.engines.ca import host_ca_bundle
 from catty.engines.container import host
 from catty.engines.container.backend import Backend
 from catty.engines.container.containers import SUBNETS, Containers, filters
+from catty.engines.container.images import build_image
 from catty.engines.container.plan import (
     HOME_VOLUME,
     LABEL_MACHINE,
@@ -106,11 +108,9 @@ class ContainerEngine(Engine):
     async def ensure_image(self, image: str, progress: Progress) -> None:
         if await self.has_image(image):
             return
-        from catty.engines.container.images import build_image
-
         facts = await self._ready()
         log = self._cache.with_name("image.log")
-        await build_image(self._backend.command(facts.options), image, progress, log)
+        await build_image(self._backend.command(facts.options), image, progress, log, host_ca_bundle())
 
     async def create(self, spec: MachineSpec) -> Machine:
         facts = await self._ready()

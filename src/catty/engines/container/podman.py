@@ -28,7 +28,7 @@ _PASTA: Final = (
 
 class PodmanDialect(Dialect):
     name: ClassVar[str] = "podman"
-    prefix: ClassVar[str] = "/v4.0.0/libpod/"
+    prefix: ClassVar[str] = "/v4.0.0/libpod/"  # Podman 4 and later
     grace_parameter: ClassVar[str] = "timeout"
     own_network: ClassVar[bool] = False
     leaves_mounts: ClassVar[bool] = True
