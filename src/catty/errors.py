@@ -491,6 +491,16 @@ class ServerStartFailed(ConnectionLost):
     hint = "`catty server logs` says why."
 
 
+# ---------------------------------------------------------------------------------------------- set-up
+
+
+class EnvironmentFailed(CattyError):
+    """Catty's own Python environment could not be made: {reason}"""
+
+    code = "environment-failed"
+    hint = "It needs python3 with venv (Debian: `apt-get install python3-venv`) and a package index that pip can reach."
+
+
 def all_errors() -> Iterator[type[CattyError]]:
     """Every error class with a code of its own, in order of definition."""
 
