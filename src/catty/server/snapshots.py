@@ -44,6 +44,7 @@ SAVE_LIMIT_S: Final = 1800.0
 RESTORE_LIMIT_S: Final = 1800.0
 SAVE_BYTES_MAX: Final = 64 << 30  # of packs in one save; a machine that sends more is up to no good
 _UNREAD_BYTES: Final = 4 * MIB
+_MESSAGE_COST: Final = 128  # bytes of memory beside its content; about
 _DIGESTS_MAX: Final = 1 << 22
 _LOG: Final = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ async def save(
     token: str,
     store: SnapshotStore,
     session: str,
+    *,
     reason: str = "",
     generation: int = 0,
 ) -> Head | None:
@@ -193,7 +195,7 @@ class _Channel(picows.WSListener):
             self._arrived.clear()
             await self._arrived.wait()
         message = self._messages.popleft()
-        self._unread -= len(message)
+        self._unread -= len(message) + _MESSAGE_COST
         if self._unread < _UNREAD_BYTES and self._lost is None and self._transport is not None:
             self._transport.underlying_transport.resume_reading()
         return message
@@ -210,8 +212,8 @@ class _Channel(picows.WSListener):
             case picows.WSMsgType.TEXT | picows.WSMsgType.BINARY if frame.fin:
                 data = frame.get_payload_as_bytes()
                 text = frame.msg_type is picows.WSMsgType.TEXT
-                self._messages.append(data.decode(errors="replace") if text else data)
-                self._unread += len(data)
+                self._messages.append(data.decode("ascii", errors="replace") if text else data)  # ours are pure ASCII
+                self._unread += len(data) + _MESSAGE_COST
                 if self._unread >= _UNREAD_BYTES:
                     transport.underlying_transport.pause_reading()
                 self._arrived.set()
