@@ -99,6 +99,13 @@ class Steps:
         filled = round(share * 20)
         self.say(f"{text} [{'#' * filled}{'.' * (20 - filled)}] {share:4.0%} {detail}")
 
+    def step(self, text: str, done: int, total: int) -> None:
+        """Show one of several steps: as a bar on a terminal, as a line otherwise."""
+        if self._live:
+            self.bar(text, done, total)
+        else:
+            self.say(text)
+
     def clear(self) -> None:
         """Remove the line."""
         if self._live and self._shown:

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import os
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import catty
 from catty import __version__
 from catty.client.api import Api, unix_socket
 from catty.client.config import Home, Server
 from catty.errors import CattyError, ServerStartFailed, ServerUnreachable
+from catty.setup.environment import ensure_server_environment
 
-__all__ = ["Embedded", "clean_environment", "server_python"]
+__all__ = ["Embedded", "clean_environment", "serve_here"]
 
 START_S: Final = 30.0  # with migration of the database, on a slow disk
 STOP_S: Final = 30.0
@@ -36,7 +35,20 @@ _STDERR_SHOWN: Final = 3
 
 # What a server needs of its starter's environment. The rest stays out: it may hold the secrets of whoever happened to be first.
 _ENVIRONMENT: Final = frozenset(
-    {"DBUS_SESSION_BUS_ADDRESS", "HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER", "SSL_CERT_FILE", "SSL_CERT_DIR", "CATTY_HOME"}
+    {
+        "DBUS_SESSION_BUS_ADDRESS",
+        "HOME",
+        "LANG",
+        "LOGNAME",
+        "PATH",
+        "SHELL",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "CATTY_HOME",
+    }
 )
 _ENVIRONMENT_PREFIXES: Final = ("CATTY_SERVER_", "XDG_", "LC_", "CONTAINER", "DOCKER_", "PODMAN_", "PYTHONWARN")
 _PROXIES: Final = frozenset({"http_proxy", "https_proxy", "no_proxy", "all_proxy"})
@@ -93,7 +105,15 @@ class Embedded:
                 return
             with self.stderr_log.open("wb") as stderr:
                 self._started = subprocess.Popen(
-                    [server_python(), "-P", "-m", "catty.server", "--data", str(self._home.server), "--embedded"],
+                    [
+                        str(ensure_server_environment()),
+                        "-P",
+                        "-m",
+                        "catty.server",
+                        "--data",
+                        str(self._home.server),
+                        "--embedded",
+                    ],
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,
@@ -150,17 +170,15 @@ class Embedded:
         return " / ".join(line.strip() for line in lines[-_STDERR_SHOWN:])
 
 
-def server_python() -> str:
-    """The interpreter that can run the server: this one if it has what the server imports, else that of the managed environment."""
-    if all(importlib.util.find_spec(name) for name in ("aiohttp", "sqlalchemy", "alembic", "obstore", "aiosqlite")):
-        return sys.executable
-    from catty.setup.environment import ensure_server_environment
-
-    return str(ensure_server_environment())
+def serve_here(arguments: list[str]) -> NoReturn:
+    """Become `python -m catty.server ARGUMENTS` in the foreground."""
+    python = str(ensure_server_environment())
+    environment = os.environ | {"PYTHONPATH": str(Path(catty.__file__).parent.parent)}
+    os.execve(python, [python, "-P", "-m", "catty.server", *arguments], environment)  # noqa: S606
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of the server and of what prepares it, with this very package to import."""
+    """The environment of the embedded server, with this very package to import."""
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -1,0 +1,26 @@
+"""What the first `new` and `setup` share: having engine, image and embedded server in place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import catty
+from catty.cli.context import Cli
+from catty.cli.output import Steps, confirm
+
+__all__ = ["prepare_host"]
+
+
+def prepare_host(cli: Cli, steps: Steps, *, yes: bool, again: bool = False) -> None:
+    """Have all in place that sessions on this machine need; `yes`: without asking. Costs next to nothing if it is."""
+    from catty.setup import firstrun
+
+    def agreed(question: str) -> bool:
+        steps.clear()
+        return yes or confirm(question)
+
+    firstrun.ensure(cli.home, cli.embedded, steps, agreed, again=again)
+    program = Path(catty.__file__).parents[2] / "catty"
+    if os.access(program, os.X_OK) and program.is_file():
+        firstrun.offer_link(cli.home, program, steps, confirm)

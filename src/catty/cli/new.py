@@ -1,0 +1,167 @@
+"""`catty new`."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from catty import constants
+from catty.cli.attaching import AttachFlags, attach, attach_options, open_terminal
+from catty.cli.context import Cli, pass_cli
+from catty.cli.hosting import prepare_host
+from catty.cli.output import Steps, note, print_json, size
+from catty.cli.types import DURATION, MEMORY, SIZE, environment
+from catty.cli.waiting import until_running
+from catty.errors import CattyError, ImageMissing, InvalidLabel, UnknownAgent, UsageError
+from catty.labels import is_label
+
+if TYPE_CHECKING:
+    from catty.client.upload import Prepared, Progress
+
+__all__ = ["new"]
+
+_AGENTS = ("claude", "codex", "shell")
+
+
+@click.command(epilog="Example: `cd project && catty new`, or `catty new -d --json --ttl 8h`")
+@click.option("-d", "--detach", is_flag=True, help="Do not attach; print the label.")
+@click.option("--json", "as_json", is_flag=True, help="With -d: print the session as an object.")
+@click.option("--name", metavar="LABEL", help="Its label, instead of a random one.")
+@click.option("--agent", default="claude", show_default=True, metavar="|".join(_AGENTS), help="What runs in it.")
+@click.option(
+    "--ttl", type=DURATION, default=constants.TTL_DEFAULT_S, help="Inactivity until it ends: 5m to 7d.  [default: 2h]"
+)
+@click.option(
+    "--cpus", type=click.FloatRange(0.1, 256), default=constants.CPUS_DEFAULT, show_default=True, help="CPU cores."
+)
+@click.option(
+    "--memory", type=MEMORY, default=constants.MEMORY_DEFAULT_MB * constants.MIB, help="Memory.  [default: 4g]"
+)
+@click.option("--env", multiple=True, metavar="NAME[=VALUE]", help="An environment variable; NAME alone takes yours.")
+@click.option("--no-upload", is_flag=True, help="Start with an empty workspace.")
+@click.option("--no-git", is_flag=True, help="Leave .git behind.")
+@click.option(
+    "--max-upload", type=SIZE, default=constants.UPLOAD_LIMIT_BYTES, help="Refuse to upload more.  [default: 1g]"
+)
+@click.option("--no-secrets", is_flag=True, help="Do not send the stored secrets.")
+@click.option("--enable-prompts", is_flag=True, help="Let the agent ask before it acts.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before setting things up.")
+@attach_options
+@pass_cli
+def new(cli: Cli, /, **options: Any) -> int:
+    """Start a session on the files of this directory, and attach to it.
+
+    The directory is copied to the session's machine (what .gitignore excludes stays here), the agent starts in it, and its changes
+    come back as it works. The session lives until `catty stop` or until nothing happened for --ttl.
+    """
+    flags = AttachFlags(**{name: options[name] for name in AttachFlags.__slots__})
+    spec = _spec(cli, options)
+    terminal = None if options["detach"] else open_terminal()
+    if options["as_json"] and terminal is not None:
+        raise UsageError("--json goes with -d", hint="`catty new -d --json`.")
+    spec["cols"], spec["rows"] = terminal.size() if terminal else (80, 24)
+    steps = Steps()
+    prepared = None
+    if not options["no_upload"]:
+        from catty.client import upload
+
+        steps.say("looking at the files")
+        prepared = upload.prepare(Path.cwd(), git=not options["no_git"], limit=options["max_upload"])
+    if cli.server.embedded:
+        prepare_host(cli, steps, yes=options["yes"])
+    try:
+        session = _start(cli, spec, prepared, steps)
+    except ImageMissing:  # somebody removed it behind our back
+        if not cli.server.embedded:
+            raise
+        prepare_host(cli, steps, yes=options["yes"], again=True)
+        session = _start(cli, spec | {"request_id": uuid.uuid4().hex}, prepared, steps)
+    _remember(cli, session, flags, git=not options["no_git"], upload=prepared is not None)
+    if terminal is not None:
+        return attach(cli, session, terminal, flags)
+    if options["as_json"]:
+        print_json(session)
+    else:
+        print(session["label"])
+        if sys.stdout.isatty():
+            note(f"`catty connect {session['label']}` attaches")
+    return 0
+
+
+def _spec(cli: Cli, options: dict[str, Any]) -> dict[str, Any]:
+    """The request, as far as the command line says it. Raises UsageErrors before anything is done."""
+    from catty.client.secrets import Secrets
+
+    name, agent = options["name"], options["agent"]
+    if name is not None and not is_label(name):
+        raise InvalidLabel(label=name)
+    if agent not in _AGENTS:
+        raise UnknownAgent(agent=agent)
+    spec = {
+        "agent": agent,
+        "ttl_sec": options["ttl"],
+        "cpus": options["cpus"],
+        "memory_mb": max(1, options["memory"] // constants.MIB),
+        "env": environment(options["env"]),
+        "secrets": {} if options["no_secrets"] else Secrets(cli.home).all(),
+        "workspace": "empty" if options["no_upload"] else "upload",
+        "prompts": options["enable_prompts"],
+        "request_id": uuid.uuid4().hex,
+    }
+    return spec | ({"name": name} if name else {})
+
+
+def _start(cli: Cli, spec: dict[str, Any], prepared: Prepared | None, steps: Steps) -> dict[str, Any]:
+    """Make the session, send the files, wait until it runs. What cannot be finished is removed again."""
+    steps.say("starting the session")
+    session = cli.api.create_session(spec)
+    try:
+        if prepared is not None:
+            _send(cli, session, prepared, steps)
+        return until_running(cli, session, steps)
+    except BaseException:
+        steps.say(f"removing {session['label']}")
+        try:
+            cli.api.stop(session["id"], delete=True)
+        except CattyError as error:
+            note(f"{session['label']} is left behind: {error.message}")
+        finally:
+            steps.clear()
+        raise
+
+
+def _send(cli: Cli, session: dict[str, Any], prepared: Prepared, steps: Steps) -> None:
+    from catty.client import upload
+
+    def report(progress: Progress) -> None:
+        detail = f"{size(progress.done_bytes)}, {progress.done_files} files"
+        steps.bar(progress.step, progress.done_bytes, progress.all_bytes, detail=detail)
+
+    for line in prepared.notes:
+        steps.clear()
+        note(line)
+    uploaded = upload.send(cli.api, session["id"], prepared, report)
+    files = len(uploaded.manifest.entries)
+    steps.done(f"uploaded {files} files and directories; {size(uploaded.sent)} were new to the server")
+    for path, why in uploaded.skipped:
+        note(f"{path} stayed behind: {why}")
+
+
+def _remember(cli: Cli, session: dict[str, Any], flags: AttachFlags, *, git: bool, upload: bool) -> None:
+    from catty.client import state
+
+    directory = flags.sync_dir or (str(Path.cwd()) if upload else "")
+    state.store(
+        cli.home,
+        state.SessionState(
+            id=session["id"],
+            label=session["label"],
+            server=cli.server.url,
+            directory="" if flags.no_sync_back else directory,
+            git=git,
+        ),
+    )
