@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +21,27 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class DirectoryRules:
-    """`rules` speak about paths relative to the directory. `prefix`: where in its repository it lies (b"" = the top, or no
-    repository, or a git that does not answer)."""
+    """What is left out of a directory. `rules` speak about paths relative to it.
+
+    `prefix`: where in its repository it lies (b"" = the top, or no repository, or a git that does not answer). `sources`, `tracked`
+    (relative to the directory), `prefix` and `ignore_case` are what another side needs to make the same rules; the `.gitignore`s in the
+    directory itself are not among the sources: each side has its own.
+    """
 
     rules: Rules
+    sources: tuple[Source, ...]
+    tracked: tuple[bytes, ...]
     prefix: bytes
+    ignore_case: bool
+
+    def with_gitignores(self, load: Callable[[bytes], bytes | None]) -> Rules:
+        """The same rules for another state of the directory: `load` gives the `.gitignore` of a directory relative to it, or None."""
+
+        def inside(directory: bytes) -> bytes | None:
+            relative = (directory + b"/").removeprefix(self.prefix)
+            return load(relative.rstrip(b"/")) if (directory + b"/").startswith(self.prefix) else None
+
+        return Rules(self.sources, load=inside, tracked=self.tracked, prefix=self.prefix, ignore_case=self.ignore_case)
 
 
 def gather(directory: bytes) -> DirectoryRules:
@@ -32,23 +49,29 @@ def gather(directory: bytes) -> DirectoryRules:
     found = git(directory, "rev-parse", "--show-prefix")
     prefix = found.removesuffix(b"\n") if found else b""
     top = os.path.normpath(os.path.join(directory, b"../" * prefix.count(b"/")))
-    sources = [Source(b"", "\n".join(UPLOAD_EXCLUDES).encode())]
     exclude = git(directory, "rev-parse", "--git-path", "info/exclude") if found is not None else None
-    for path in (_global_file(directory), exclude and os.path.join(directory, exclude.removesuffix(b"\n"))):
-        if path and (text := _read(path, follow=True)):
-            sources.append(Source(b"", text))
-
-    def load(inner: bytes) -> bytes | None:
-        """`inner` is relative to the repository's top. Repositories inside of this one track files of their own."""
-        below = inner.startswith(prefix) and len(inner) > len(prefix)
-        if below and os.path.lexists(os.path.join(top, inner, b".git")):
-            rules.track(_tracked(os.path.join(top, inner), inner[len(prefix) :] + b"/"))
-        return _read(os.path.join(top, inner, b".gitignore"), follow=False)
-
+    files = [(b"", _global_file(directory))]
+    if exclude:
+        files.append((b"", os.path.join(directory, exclude.removesuffix(b"\n"))))
+    above = prefix.split(b"/")[:-1]
+    files += [
+        (base, os.path.join(top, base, b".gitignore")) for base in (b"/".join(above[:n]) for n in range(len(above)))
+    ]
+    sources = [Source(b"", "\n".join(UPLOAD_EXCLUDES).encode())]
+    sources += [Source(base, text) for base, path in files if (text := _read(path, follow=base == b""))]
+    tracked = tuple(_tracked(directory, b""))
     ignore_case = git(directory, "config", "--type=bool", "core.ignorecase") == b"true\n"
-    rules = Rules(sources, load=load, prefix=prefix, ignore_case=ignore_case)
-    rules.track(_tracked(directory, b""))
-    return DirectoryRules(rules, prefix)
+
+    def load(relative: bytes) -> bytes | None:
+        """Repositories inside of this one track files of their own."""
+        inner = os.path.join(directory, relative)
+        if relative and os.path.lexists(os.path.join(inner, b".git")):
+            rules.track(_tracked(inner, relative + b"/"))
+        return _read(os.path.join(inner, b".gitignore"), follow=False)
+
+    empty = DirectoryRules(Rules(), tuple(sources), tracked, prefix, ignore_case)
+    rules = empty.with_gitignores(load)
+    return replace(empty, rules=rules)
 
 
 def _tracked(directory: bytes, prefix: bytes) -> list[bytes]:
