@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,8 +90,10 @@ def _fill(directory: Path, lock: Path, progress: Progress) -> None:
     def line_read(line: str) -> None:
         nonlocal done
         verb, _, rest = line.partition(" ")
-        if verb in ("Collecting", "Ignoring") and done < total - 1:
-            progress(f"fetching {rest.split('==')[0].rstrip(':')}", done, total)
+        if verb in ("Collecting", "Processing", "Ignoring") and done < total - 1:
+            # "idna==3.20 (from …", or the path of a wheel
+            name = re.split(r"==|-\d|:", rest.split()[0].rpartition("/")[2])[0]
+            progress(f"fetching {name}", done, total)
             done += 1
         elif verb == "Installing":
             progress("installing", total - 1, total)

@@ -51,7 +51,7 @@ async def build_image(cli: list[str], image: str, progress: Progress, log: Path,
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     build = _Build(cli, progress, log)
-    async with _lock(log.with_suffix(".lock"), progress):
+    async with _lock(_lock_directory(log.parent) / "catty-image.lock", progress):
         if await build.exists(image):
             return
         if image != identity.current_image():
@@ -217,6 +217,11 @@ async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
             yield line.decode(errors="replace").strip()
     if rest:
         yield rest.decode(errors="replace").strip()
+
+
+def _lock_directory(default: Path) -> Path:
+    """Where only this user writes, and every server of the user's looks: engines of one user share their images."""
+    return Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR") or default)
 
 
 @contextlib.asynccontextmanager
