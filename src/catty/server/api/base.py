@@ -39,7 +39,7 @@ class Api:
 
 
 API: Final = web.AppKey("api", Api)
-_PRINCIPAL: Final = "catty.principal"
+_PRINCIPAL: Final = web.RequestKey("principal", Principal)
 
 
 def admit(request: web.Request, who: Principal) -> None:
@@ -49,8 +49,7 @@ def admit(request: web.Request, who: Principal) -> None:
 
 def principal(request: web.Request) -> Principal:
     """Who an admitted request is from."""
-    who: Principal = request[_PRINCIPAL]
-    return who
+    return request[_PRINCIPAL]
 
 
 async def session_of(request: web.Request) -> Session:
