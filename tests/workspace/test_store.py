@@ -329,7 +329,7 @@ WRITER = """
     from catty.workspace.store import SnapshotStore
     from catty.workspace.objects import Objects
     sys.path.insert(0, sys.argv[2])
-    from test_store import pack_of, tree
+    from workspace.test_store import pack_of, tree
 
     async def main():
         store = SnapshotStore(Objects.in_directory(Path(sys.argv[1])), "local")
@@ -358,7 +358,7 @@ async def check_all(path: Path, at_least: int) -> None:
 
 def test_kill_nine_leaves_every_acknowledged_snapshot(tmp_path: Path) -> None:
     for _ in range(8):
-        command = [sys.executable, "-c", textwrap.dedent(WRITER), tmp_path, Path(__file__).parent]
+        command = [sys.executable, "-c", textwrap.dedent(WRITER), tmp_path, Path(__file__).parent.parent]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
             assert writer.stdout
             acknowledged = [int(writer.stdout.readline()) for _ in range(3)]
