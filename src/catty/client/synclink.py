@@ -1,0 +1,228 @@
+"""The remote side of sync-back over `/sync` (docs/snapshots.md, "Sync"): listing, live changes, blobs, pasted files.
+
+All that arrives is hostile: manifests and packs are checked by their readers, a delta's paths here, and nothing is kept that was not
+asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+from catty.client.gitrules import DirectoryRules
+from catty.constants import PASTE_UPLOAD_LIMIT_BYTES
+from catty.errors import BadRequest, CattyError, ConnectionLost, HostileArchive, UsageError, from_json
+from catty.workspace import packs
+from catty.workspace.exchange import DIGESTS_PER_MESSAGE, Exchange, Object, join_digests
+from catty.workspace.exchange import Kind as ObjectKind
+from catty.workspace.manifest import Manifest, parse_delta
+from catty.workspace.model import WORKSPACE, Entry, Kind
+
+__all__ = ["Link", "Socket"]
+
+_VERSION: Final = 1
+_INSIDE: Final = WORKSPACE + b"/"
+_PATHS_BYTES: Final = 1 << 20  # of one PATHS object
+
+
+class Socket(Protocol):
+    """A WebSocket as `client/link.py` makes it: errors are ConnectionLost."""
+
+    async def send(self, message: bytes | str) -> None: ...
+    async def receive(self) -> bytes | str: ...
+    async def close(self) -> None: ...
+
+
+class _Channel:
+    """The socket in the words of `workspace/exchange.py`."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+
+    async def send(self, message: str | bytes) -> None:
+        try:
+            await self._socket.send(message)
+        except ConnectionLost as error:
+            raise ConnectionError(error.message) from None
+
+    async def receive(self) -> str | bytes:
+        try:
+            return await self._socket.receive()
+        except ConnectionLost as error:
+            raise ConnectionError(error.message) from None
+
+    def close(self) -> None:
+        """The socket's owner closes it."""
+
+
+class Link:
+    """One connection, as an asynchronous context. `entries` is the remote side now, by paths relative to it."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+        self._exchange = Exchange(_Channel(socket))
+        self.entries: dict[bytes, Entry] = {}
+        self._news: set[bytes] = set()
+        self._arrived = asyncio.Event()
+        self._fetching = asyncio.Lock()
+        self._wanted: set[bytes] = set()
+        self._fetched: dict[bytes, bytes] = {}
+        self._fetch_done: asyncio.Future[None] | None = None
+        self._putting: dict[int, asyncio.Future[str]] = {}
+        self._put_lock = asyncio.Lock()
+        self._numbers = itertools.count(1)
+        self._error: BaseException | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._exchange.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._reader:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        await self._exchange.__aexit__(kind, error, trace)
+        await self._socket.close()
+
+    async def open(self, rules: DirectoryRules) -> None:
+        """Get the listing; from then on changes are told. Raises ConnectionError, TimeoutError, CattyError, as all methods do."""
+        for paths in _portions(rules.tracked):
+            await self._exchange.send_object(ObjectKind.PATHS, paths)
+        sources = [[_text(source.base), _text(source.text)] for source in rules.sources]
+        told = {"sources": sources, "prefix": _text(rules.prefix), "ignore_case": rules.ignore_case}
+        await self._exchange.send("hello", version=_VERSION, rules=told, known="")
+        await self._exchange.expect("listing")
+        item = await self._exchange.expect_object(ObjectKind.MANIFEST)
+        manifest = await asyncio.to_thread(Manifest.from_bytes, item.data)
+        self.entries = {path[len(_INSIDE) :]: e for path, e in manifest.entries.items() if path.startswith(_INSIDE)}
+        self._reader = asyncio.create_task(self._read())
+
+    async def changes(self, timeout: float | None) -> set[bytes]:
+        """Paths that changed since the last call; waits for one, at most `timeout` seconds (then there may be none)."""
+        self._check()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._arrived.wait()
+        self._check()
+        self._arrived.clear()
+        news, self._news = self._news, set()
+        return news
+
+    async def fetch(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Those of these blobs that are still there. They are in memory all at once: ask for few."""
+        async with self._fetching:
+            self._check()
+            self._wanted, self._fetched = set(digests), {}
+            names = list(self._wanted)
+            for start in range(0, len(names), DIGESTS_PER_MESSAGE):
+                self._fetch_done = asyncio.get_running_loop().create_future()
+                digests_now = join_digests(names[start : start + DIGESTS_PER_MESSAGE])
+                await self._exchange.send_object(ObjectKind.DIGESTS, digests_now)
+                await self._fetch_done
+            fetched, self._fetched, self._wanted = self._fetched, {}, set()
+            return fetched
+
+    async def put(self, name: str, data: bytes) -> str:
+        """Put a file of the user's into the machine; returns its path there. Raises CattyError if the machine refuses."""
+        if len(data) > PASTE_UPLOAD_LIMIT_BYTES:
+            raise UsageError(
+                f"'{name}' is larger than {PASTE_UPLOAD_LIMIT_BYTES >> 20} MiB", hint="Copy it by other means."
+            )
+        self._check()
+        number = next(self._numbers)
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._putting[number] = answer
+        try:
+            async with self._put_lock:  # the content belongs to the message before it
+                await self._exchange.send("put", id=number, name=name)
+                await self._exchange.send_object(ObjectKind.FILE, data)
+            return await answer
+        finally:
+            del self._putting[number]
+
+    # ------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._error:
+            raise self._error
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                item = await self._exchange.receive()
+                if isinstance(item, Object):
+                    await self._on_object(item)
+                else:
+                    self._on_message(item)
+        except (ConnectionError, TimeoutError, CattyError) as error:
+            self._error = error
+            self._arrived.set()
+            for waiting in (self._fetch_done, *self._putting.values()):
+                if waiting and not waiting.done():
+                    waiting.set_exception(error)
+
+    async def _on_object(self, item: Object) -> None:
+        if item.kind is ObjectKind.DELTA:
+            for change in await asyncio.to_thread(lambda: list(parse_delta(item.data))):
+                self._change(change)
+            self._arrived.set()
+        elif item.kind is ObjectKind.PACK and self._fetch_done and not self._fetch_done.done():
+            wanted = self._wanted - self._fetched.keys()
+            unpacked = await asyncio.to_thread(lambda: {n: bytes(d) for n, d in packs.read(item.data) if n in wanted})
+            self._fetched |= unpacked
+        else:
+            raise BadRequest(f"unexpected {item.kind.name}")
+
+    def _change(self, change: Entry | bytes) -> None:
+        entry = change if isinstance(change, Entry) else None
+        path = (entry.path if entry else change).removeprefix(_INSIDE)  # type: ignore[union-attr]  # bytes where no Entry
+        if path == WORKSPACE:
+            return
+        if entry:
+            parent = path.rpartition(b"/")[0]
+            if parent and (above := self.entries.get(parent)) is not None and above.kind is not Kind.DIR:
+                raise HostileArchive(what=f"path {path[:80]!r} below no directory")
+            self.entries[path] = entry
+        else:
+            self.entries.pop(path, None)
+        self._news.add(path)
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "blobs":
+                if self._fetch_done and not self._fetch_done.done():
+                    self._fetch_done.set_result(None)
+            case "put":
+                number = message.get("id")
+                waiting = self._putting.get(number) if isinstance(number, int) else None
+                if waiting and not waiting.done():
+                    if isinstance(message.get("path"), str):
+                        waiting.set_result(message["path"])
+                    else:
+                        waiting.set_exception(from_json(message.get("error")))
+            case "error":
+                raise from_json(message)
+
+
+def _portions(paths: Iterable[bytes]) -> Iterable[bytes]:
+    """PATHS objects: each path ended by a NUL."""
+    portion = bytearray()
+    for path in paths:
+        portion += path + b"\0"
+        if len(portion) >= _PATHS_BYTES:
+            yield bytes(portion)
+            portion.clear()
+    if portion:
+        yield bytes(portion)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
