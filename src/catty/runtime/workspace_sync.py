@@ -49,10 +49,12 @@ class _Session:
         self._tracked: list[bytes] = []
 
     async def close(self) -> None:
-        if self._pusher:
-            self._pusher.cancel()
-            await asyncio.gather(self._pusher, return_exceptions=True)
-        async with self._looking:
+        """Release everything, even if cancelled meanwhile."""
+        try:
+            if self._pusher:
+                self._pusher.cancel()
+                await asyncio.gather(self._pusher, return_exceptions=True)
+        finally:
             if self._view:
                 self._view.close()
 

@@ -64,22 +64,20 @@ class View:
 
     def update(self, paths: Iterable[bytes]) -> bytes | None:
         """Look at `paths` (relative) again, and at all below those that are new directories. The delta to tell, None for no news."""
-        removed: set[bytes] = set()
-        changed: dict[bytes, Entry] = {}
+        told: dict[bytes, Entry | None] = {}  # what the client knows of each path that was touched
         scanner = self._scanner()
         for path in sorted(set(paths)):
             found, whole = self._look(scanner, path)
             gone = self._known_at(path) - {entry.path for entry in found} if whole else set()
             for old in gone:
-                changed.pop(old, None)
-                del self.entries[old]
-            removed |= gone
+                told.setdefault(old, self.entries.pop(old))
             for entry in found:
-                if not _alike(self.entries.get(entry.path), entry):
-                    self._set(entry)
-                    changed[entry.path] = entry
-        removed -= changed.keys()
-        return dump_delta(removed, changed.values()) if removed or changed else None
+                told.setdefault(entry.path, self.entries.get(entry.path))
+                self._set(entry)
+        now = {path: self.entries.get(path) for path in told}
+        removed = [path for path, old in told.items() if old and not now[path]]
+        changed = [entry for path, entry in now.items() if entry and not _alike(told[path], entry)]
+        return dump_delta(removed, changed) if removed or changed else None
 
     def compare(self) -> bytes | None:
         """Look at everything again, the rules too. The delta to tell, None for no news."""
