@@ -121,7 +121,7 @@ def _hopes(backend: Backend, options: tuple[str, ...], info: dict[str, Any]) -> 
     rootless = bool(info["host"]["security"]["rootless"])
     return dataclasses.replace(
         common,
-        runtime=info["host"]["ociRuntime"]["name"],
+        runtime=(info["host"].get("ociRuntime") or {}).get("name", "no OCI runtime"),
         rootless=rootless,
         first_id=os.getuid() if rootless else 0,
         auto_userns=not rootless and host.has_subids("containers"),
