@@ -91,6 +91,7 @@ async def save(
 
     `generation` is that of the save lease that the caller holds. Raises SaveFailed, StoreFailed, HeadTaken; may be repeated.
     """
+    number = max(await store.numbers(session), default=0) + 1  # a damaged head keeps its number
     base_head = await store.latest(session)
     with _blaming_machine(SaveFailed):
         async with _exchange(dial, token, "/save", SAVE_LIMIT_S) as exchange:
@@ -104,7 +105,7 @@ async def save(
                     head = await store.commit(
                         session,
                         new,
-                        number=base_head.number + 1 if base_head else None,
+                        number=number,
                         complete=done.get("complete") is True,
                         reason=reason,
                         generation=generation,
