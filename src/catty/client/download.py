@@ -35,7 +35,7 @@ from catty.workspace.chunks import ZERO_BLOB
 from catty.workspace.manifest import Manifest
 from catty.workspace.model import WORKSPACE, Entry, Kind
 
-__all__ = ["Downloaded", "Server", "download", "fetch"]
+__all__ = ["Downloaded", "Server", "download", "fetch", "newest"]
 
 _FETCH_DIGESTS: Final = 4096  # per request, each at most BLOB_BYTES
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -80,13 +80,7 @@ def download(
     """
     place = Path(destination or (label if form == "dir" else f"{label}.tar.gz")).absolute()
     _check_free(place, force=force)
-    notes: list[str] = []
-    if snapshot == "latest" and server.session(label).get("state") == "running":
-        try:
-            snapshot = server.save(label)
-        except MachineError as error:
-            notes.append(f"the machine could not be saved now ({error.message}); this is its last save")
-    manifest = Manifest.from_bytes(server.manifest(label, snapshot))
+    manifest, notes = newest(server, label) if snapshot == "latest" else (_manifest(server, label, snapshot), [])
     entries = [entry for path, entry in manifest.entries.items() if path == WORKSPACE or path.startswith(_INSIDE)]
     with _writing(place), _beside(place) as temporary:
         tree = temporary / "tree"
@@ -97,6 +91,22 @@ def download(
     files = [entry for entry in entries if entry.kind is Kind.FILE]
     notes += [f"{os.fsdecode(entry.path[len(_INSIDE) :])} changed while it was saved" for entry in files if entry.torn]
     return Downloaded(place, len(files), sum(entry.size for entry in files), tuple(notes))
+
+
+def newest(server: Server, label: str) -> tuple[Manifest, list[str]]:
+    """The workspace as it is now (a running session is saved first), and notes for the user."""
+    notes: list[str] = []
+    snapshot: int | str = "latest"
+    if server.session(label).get("state") == "running":
+        try:
+            snapshot = server.save(label)
+        except MachineError as error:
+            notes.append(f"the machine could not be saved now ({error.message}); this is its last save")
+    return _manifest(server, label, snapshot), notes
+
+
+def _manifest(server: Server, label: str, snapshot: int | str) -> Manifest:
+    return Manifest.from_bytes(server.manifest(label, snapshot))
 
 
 def fetch(server: Server, wanted: dict[bytes, int]) -> Iterator[tuple[bytes, memoryview]]:

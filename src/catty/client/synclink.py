@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from catty.client.gitrules import DirectoryRules
 from catty.constants import PASTE_UPLOAD_LIMIT_BYTES
-from catty.errors import BadRequest, CattyError, ConnectionLost, HostileArchive, UsageError, from_json
+from catty.errors import BadRequest, CattyError, ConnectionLost, UsageError, from_json
 from catty.workspace import packs
 from catty.workspace.exchange import DIGESTS_PER_MESSAGE, Exchange, Object, join_digests
 from catty.workspace.exchange import Kind as ObjectKind
 from catty.workspace.manifest import Manifest, parse_delta
 from catty.workspace.model import WORKSPACE, Entry, Kind
 
-__all__ = ["Link", "Socket"]
+__all__ = ["Link", "Socket", "put_file"]
 
 _VERSION: Final = 1
 _INSIDE: Final = WORKSPACE + b"/"
+_TOP: Final = Entry(WORKSPACE, Kind.DIR)
 _PATHS_BYTES: Final = 1 << 20  # of one PATHS object
 
 
@@ -73,9 +75,6 @@ class Link:
         self._wanted: set[bytes] = set()
         self._fetched: dict[bytes, bytes] = {}
         self._fetch_done: asyncio.Future[None] | None = None
-        self._putting: dict[int, asyncio.Future[str]] = {}
-        self._put_lock = asyncio.Lock()
-        self._numbers = itertools.count(1)
         self._error: BaseException | None = None
         self._reader: asyncio.Task[None] | None = None
 
@@ -130,24 +129,6 @@ class Link:
             fetched, self._fetched, self._wanted = self._fetched, {}, set()
             return fetched
 
-    async def put(self, name: str, data: bytes) -> str:
-        """Put a file of the user's into the machine; returns its path there. Raises CattyError if the machine refuses."""
-        if len(data) > PASTE_UPLOAD_LIMIT_BYTES:
-            raise UsageError(
-                f"'{name}' is larger than {PASTE_UPLOAD_LIMIT_BYTES >> 20} MiB", hint="Copy it by other means."
-            )
-        self._check()
-        number = next(self._numbers)
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._putting[number] = answer
-        try:
-            async with self._put_lock:  # the content belongs to the message before it
-                await self._exchange.send("put", id=number, name=name)
-                await self._exchange.send_object(ObjectKind.FILE, data)
-            return await answer
-        finally:
-            del self._putting[number]
-
     # ------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -165,9 +146,8 @@ class Link:
         except (ConnectionError, TimeoutError, CattyError) as error:
             self._error = error
             self._arrived.set()
-            for waiting in (self._fetch_done, *self._putting.values()):
-                if waiting and not waiting.done():
-                    waiting.set_exception(error)
+            if self._fetch_done and not self._fetch_done.done():
+                self._fetch_done.set_exception(error)
 
     async def _on_object(self, item: Object) -> None:
         if item.kind is ObjectKind.DELTA:
@@ -182,15 +162,13 @@ class Link:
             raise BadRequest(f"unexpected {item.kind.name}")
 
     def _change(self, change: Entry | bytes) -> None:
-        entry = change if isinstance(change, Entry) else None
-        path = (entry.path if entry else change).removeprefix(_INSIDE)  # type: ignore[union-attr]  # bytes where no Entry
-        if path == WORKSPACE:
+        full = change.path if isinstance(change, Entry) else change
+        if not full.startswith(_INSIDE):
             return
-        if entry:
-            parent = path.rpartition(b"/")[0]
-            if parent and (above := self.entries.get(parent)) is not None and above.kind is not Kind.DIR:
-                raise HostileArchive(what=f"path {path[:80]!r} below no directory")
-            self.entries[path] = entry
+        path = full[len(_INSIDE) :]
+        if isinstance(change, Entry):
+            Manifest((_TOP, replace(change, path=_INSIDE + b"x")))  # raises HostileArchive on impossible fields
+            self.entries[path] = change
         else:
             self.entries.pop(path, None)
         self._news.add(path)
@@ -200,16 +178,35 @@ class Link:
             case "blobs":
                 if self._fetch_done and not self._fetch_done.done():
                     self._fetch_done.set_result(None)
-            case "put":
-                number = message.get("id")
-                waiting = self._putting.get(number) if isinstance(number, int) else None
-                if waiting and not waiting.done():
-                    if isinstance(message.get("path"), str):
-                        waiting.set_result(message["path"])
-                    else:
-                        waiting.set_exception(from_json(message.get("error")))
             case "error":
                 raise from_json(message)
+
+
+async def put_file(connect: Callable[[], Awaitable[Socket]], path: Path) -> str:
+    """Put a file of the user's into the machine, over a connection of its own; returns its path there.
+
+    Raises UsageError if it cannot be read or is too large, and what the machine and `connect` raise.
+    """
+    try:
+        data = await asyncio.to_thread(path.read_bytes)
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be read: {error.strerror}", hint="Look at its permissions.") from None
+    if len(data) > PASTE_UPLOAD_LIMIT_BYTES:
+        limit = PASTE_UPLOAD_LIMIT_BYTES >> 20
+        raise UsageError(f"'{path.name}' is larger than {limit} MiB", hint="Bring it there by other means.")
+    socket = await connect()
+    try:
+        async with Exchange(_Channel(socket)) as exchange:
+            await exchange.send("put", id=1, name=path.name)
+            await exchange.send_object(ObjectKind.FILE, data)
+            answer = await exchange.expect("put")
+    except (ConnectionError, TimeoutError) as error:
+        raise ConnectionLost(server="the machine", reason=str(error) or "no answer in time") from None
+    finally:
+        await socket.close()
+    if not isinstance(answer.get("path"), str):
+        raise from_json(answer.get("error"))
+    return str(answer["path"])
 
 
 def _portions(paths: Iterable[bytes]) -> Iterable[bytes]:

@@ -83,14 +83,14 @@ class Mirror:
 
     # ------------------------------------------------------------------------------------------ look
 
-    def look_at_everything(self) -> None:
-        """Read what has changed since the last time; finish what a process that was killed had begun."""
-        for intent in self._state.intents():
+    def look_at_everything(self, *, tidy: bool = True) -> None:
+        """Read what has changed since the last time; with `tidy`, finish what a process that was killed had begun."""
+        for intent in self._state.intents() if tidy else ():
             self._understand(intent)
         self._leftovers = []
         scanner = Scanner(self.root, WORKSPACE, self._cache, exclude=self._exclude)
         self.local = {entry.path[len(_INSIDE) :]: entry for entry in scanner.scan() if entry.path != WORKSPACE}
-        for path in self._leftovers:
+        for path in self._leftovers if tidy else ():
             self._clear_away(path)
         self._where = {}
         for path, entry in self.local.items():
@@ -110,7 +110,7 @@ class Mirror:
             self._state.record([(intent.path, intent.entry)])
             if intent.entry and intent.place != intent.path:
                 self._state.record_copy(intent.path, intent.place, intent.entry)
-        self._state.forget_intent(intent.path)
+        self._state.forget_intents([intent.path])
 
     def _clear_away(self, path: bytes) -> None:
         """A temporary file of a process that was killed: half a new version, or an old one that was just replaced. Kept, for a while."""
@@ -173,9 +173,10 @@ class Mirror:
         kinds = (Do.WRITE, Do.DELETE)
         self._state.intend(Intent(s.path, s.path, s.remote) for s in steps if s.do in kinds and not _makes_room(s))
 
-    def record(self, steps: Iterable[Step]) -> None:
-        """After these steps were done."""
-        self._state.record((step.path, step.remote) for step in steps if not _makes_room(step))
+    def record(self, steps: Iterable[Step], done: list[Step]) -> None:
+        """After these steps were tried, and some done."""
+        self._state.record((step.path, step.remote) for step in done if not _makes_room(step))
+        self._state.forget_intents(step.path for step in steps if step not in done)
 
     def do(self, step: Step) -> bool:
         """Do a step that needs no content; True if it is done and can be recorded."""

@@ -21,7 +21,7 @@ from catty.workspace.model import DIGEST_BYTES, WORKSPACE, Entry, Kind, digest
 from catty.workspace.scan import Cache
 from catty.workspace.walk import Signature
 
-__all__ = ["DirectoryLock", "Intent", "SyncState", "record_upload", "state_path"]
+__all__ = ["DirectoryLock", "Intent", "SyncState", "read_pause", "record_upload", "state_path"]
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS base (path BLOB PRIMARY KEY, kind TEXT, mode INT, mtime INT, size INT, content BLOB) WITHOUT ROWID;
@@ -116,9 +116,9 @@ class SyncState:
             Intent(row[0], row[1], _entry_or_none(row[0], row[2:])) for row in self._db.execute("SELECT * FROM intents")
         ]
 
-    def forget_intent(self, path: bytes) -> None:
-        """It has been dealt with."""
-        self._db.execute("DELETE FROM intents WHERE path = ?", (path,))
+    def forget_intents(self, paths: Iterable[bytes]) -> None:
+        """They have been dealt with, or were not done."""
+        self._db.executemany("DELETE FROM intents WHERE path = ?", ((path,) for path in paths))
 
     # ------------------------------------------------------------------------------------------ conflict copies
 
@@ -187,6 +187,13 @@ def _entry(path: bytes, row: tuple[str, int, int, int, bytes], prefix: bytes = _
 def _entry_or_none(path: bytes, row: tuple[str | None, int, int, int, bytes]) -> Entry | None:
     kind, *rest = row
     return None if kind is None else _entry(path, (kind, *rest))  # type: ignore[arg-type]  # the rest of the row, as it was
+
+
+def read_pause(path: Path) -> str:
+    """Why the sync-back whose state this is waits for the user; "" if it does not. Loads nothing else."""
+    with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_S)) as db:
+        row = db.execute("SELECT value FROM facts WHERE name = 'paused'").fetchone()
+    return str(row[0]) if row else ""
 
 
 def state_path(sessions: Path, session: str, directory: Path) -> Path:
