@@ -4,15 +4,15 @@
 # make bench-lifecycle what sessions cost
 
 PYTHON = PYTHONPATH=src "$$(./catty --environment dev)"
-DEBIAN = git openssh-client procps tmux
+DEBIAN = git mmdebstrap openssh-client procps tmux
 LOCKS = src/catty/setup/locks
 IMAGE_LOCKS = src/catty/image/locks
 COMPILE = $(PYTHON) -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 ARGS =
 
-.PHONY: test check lock bench-lifecycle system
+.PHONY: test check lock bench-lifecycle system engine
 
-test: system check
+test: system engine check
 	$(PYTHON) -m pytest --cov $(ARGS)
 
 check:
@@ -20,13 +20,17 @@ check:
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-# What the tests need of the system beside Python (which ./catty sees to) and a container engine (which Catty sees to).
+# What the tests need of the system beside Python, which ./catty sees to, and a container engine.
 system:
 	@missing=$$(for package in $(DEBIAN); do dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
 	if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
 	    sudo=$$([ "$$(id -u)" -eq 0 ] || echo sudo); \
 	    set -x; $$sudo apt-get -qq update && $$sudo apt-get install --yes --no-install-recommends $$missing; \
 	fi
+
+# The first run of Catty does the same, after asking.
+engine:
+	$(PYTHON) -c 'from catty.setup import podman; plan = podman.plan_install(); plan and podman.install(plan, print)'
 
 # A lock's first line is its identity: the hash of the rest.
 define seal

@@ -182,9 +182,9 @@ def test_python_is_installed_only_when_agreed(
     done = run([str(checkout / "catty"), "new", *given], tmp_path, PATH=str(tools))
     assert done.returncode == 1
     ran = (tmp_path / "ran").read_text().splitlines() if (tmp_path / "ran").exists() else []
-    wanted = ["apt-get -qq update", "apt-get install --yes --no-install-recommends python3 python3-venv"]
+    wanted = ["apt-get -qq update", "apt-get install -qq --no-install-recommends python3 python3-venv"]
     assert ran == (wanted if installs else [])
-    assert "apt-get install --yes --no-install-recommends python3 python3-venv" in done.stderr
+    assert "apt-get install -qq --no-install-recommends python3 python3-venv" in done.stderr
 
 
 def test_the_script_agrees_with_the_module(tmp_path: Path) -> None:
