@@ -100,6 +100,8 @@ class Embedded:
 
     def start(self) -> None:
         """Start it unless it listens already; returns when it listens. Raises ServerStartFailed."""
+        if self.pid() is not None:
+            return
         with self._starting():
             if self.pid() is not None:
                 return

@@ -1,0 +1,51 @@
+"""`catty exec`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from catty.cli.context import Cli, pass_cli
+from catty.cli.waiting import until_running
+from catty.errors import SessionNotRunning
+
+__all__ = ["exec_"]
+
+
+@click.command(
+    "exec",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Example: `catty exec brave-tiger-1234 -- git log --oneline`, or `catty exec -t brave -- bash`",
+)
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal; leave with ~. after Enter.")
+@click.option("--user", type=click.Choice(["agent", "root"]), default="agent", show_default=True, help="Who runs it.")
+@click.argument("label")
+@click.argument("command", nargs=-1, required=True, metavar="-- COMMAND…", type=click.UNPROCESSED)
+@pass_cli
+def exec_(cli: Cli, /, *, label: str, command: tuple[str, ...], tty: bool, user: str) -> int:
+    """Run a command in a session's machine, in /workspace; its output, its exit code.
+
+    Standard input goes to it, signals too. Options stand before LABEL.
+    """
+    from catty.client.execute import execute
+    from catty.client.link import connect, session_path
+    from catty.client.tty import Terminal
+    from catty.wire.attach import Exec
+
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise click.UsageError("exec needs a command after `--`")
+    terminal = Terminal("exec -t", screen=False) if tty else None
+    cols, rows = terminal.size() if terminal else (80, 24)
+    wanted = Exec(words, tty=tty, user=user, cols=cols, rows=rows)
+
+    async def run() -> int:
+        return await execute(await connect(cli.server, session_path(label, "exec")), wanted, terminal)
+
+    cli.revive()
+    try:
+        return asyncio.run(run())
+    except SessionNotRunning:
+        until_running(cli, cli.api.session(label))  # raises unless it was only being made
+        return asyncio.run(run())
