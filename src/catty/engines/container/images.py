@@ -191,8 +191,9 @@ class _Build:
 @contextlib.asynccontextmanager
 async def _process(command: list[str], *, stdout: int | IO[bytes], stderr: int) -> AsyncIterator[Process]:
     """A process and its children in a group of their own, ended and reaped when the context is left."""
+    environment = {**os.environ, "DOCKER_BUILDKIT": "1"}  # Docker before 23 must be asked for what knows secrets
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
+        *command, stdin=DEVNULL, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
     )
     try:
         yield process
