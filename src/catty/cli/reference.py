@@ -45,7 +45,7 @@ _VARIABLES = """\
 def commands() -> str:
     """docs/commands.md."""
     parts = ["# Commands\n", "<!-- made by `python -m catty.cli.reference commands`; a test compares -->\n"]
-    root = click.Context(cli, info_name="catty", **cli.context_settings)
+    root = click.Context(cli, info_name="catty", terminal_width=100, **cli.context_settings)
     for name, context in _walk(root):
         parts.append(f"{'#' * min(3, 2 + name.count(' ', 6))} {name}\n")
         help_ = context.command.get_help(context)
