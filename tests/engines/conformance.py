@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from engines.site import BOOT_S, Site, listening
 
 from catty.engines.base import Engine, Exit, MachineState, UnixEndpoint
 from catty.engines.container.host import host_addresses
 from catty.engines.endpoint import connect, dial
 from catty.errors import EndpointRefused, EngineFailed, ImageMissing, MachineNotFound, MachineUnreachable
+from engines.site import BOOT_S, Site, listening
 
 # Tries to connect; prints what came of it.
 CONNECT = """python3 - {host} {port} <<'END'
@@ -268,7 +268,9 @@ class EngineConformance:
         capabilities = int(await site.succeed(machine, "sed -n 's/^CapBnd:\\s*//p' /proc/1/status"), 16)
         for name, bit in (("SYS_ADMIN", 21), ("SYS_MODULE", 16), ("SYS_RAWIO", 17), ("MKNOD", 27), ("SYS_PTRACE", 19)):
             assert not capabilities >> bit & 1, name
-        assert await site.succeed(machine, "sed -n 's/^NoNewPrivs:\\s*//p; s/^Seccomp:\\s*//p' /proc/1/status") == "0\n2"
+        assert (
+            await site.succeed(machine, "sed -n 's/^NoNewPrivs:\\s*//p; s/^Seccomp:\\s*//p' /proc/1/status") == "0\n2"
+        )
 
     async def test_root_inside_is_not_root_outside(self, site: Site, engine: Engine) -> None:
         capabilities = await engine.probe()
@@ -304,7 +306,10 @@ class EngineConformance:
         bundle.write_text("certificates")
         tmp_path.chmod(0o755)
         machine = await site.boot(engine, ca_bundle=bundle)
-        assert await site.succeed(machine, "cat $(tr '\\0' '\\n' </proc/1/environ | sed -n 's/^CATTY_CA=//p')") == "certificates"
+        assert (
+            await site.succeed(machine, "cat $(tr '\\0' '\\n' </proc/1/environ | sed -n 's/^CATTY_CA=//p')")
+            == "certificates"
+        )
         code, _ = await site.inside(machine, "echo forged > /run/catty/ca.crt")
         assert code != 0
         assert bundle.read_text() == "certificates"

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from engines.site import Site
 
-from catty.engines.container import ContainerEngine
 from catty.engines.container.backend import PodmanBackend
+from catty.engines.container.engine import ContainerEngine
+from engines.site import Site
 
 IMAGE = "localhost/catty-stand-in:1"
 
@@ -25,4 +25,6 @@ def engine_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def podman_site(engine_directory: Path) -> Site:
     program = shutil.which("podman") or "podman"
     cli = [program] if os.getuid() == 0 else [program, "--storage-driver=overlay"]
-    return Site(lambda owner: ContainerEngine(PodmanBackend(program, engine_directory), owner, engine_directory), cli, IMAGE)
+    return Site(
+        lambda owner: ContainerEngine(PodmanBackend(program, engine_directory), owner, engine_directory), cli, IMAGE
+    )

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines.conftest import IMAGE
-from engines.conformance import EngineConformance
-from engines.site import Site
 
-from catty.engines.container import ContainerEngine
 from catty.engines.container.backend import DockerBackend
+from catty.engines.container.engine import ContainerEngine
+from engines.conformance import EngineConformance
+from engines.conftest import IMAGE
+from engines.site import Site
 
 START_S = 60
 

@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from engines.site import Site
 
 from catty.engines.base import Engine, Exit, MachineState
-from catty.engines.container import ContainerEngine, open_engine
+from catty.engines.container import open_engine
 from catty.engines.container.backend import DockerBackend, PodmanBackend
+from catty.engines.container.engine import ContainerEngine
 from catty.errors import DiskFull, EngineDown, EngineFailed, EngineNotFound, EngineSlow
+from engines.site import Site
 
 pytestmark = [pytest.mark.engine, pytest.mark.skipif(not shutil.which("podman"), reason="no podman here")]
 
@@ -152,10 +153,12 @@ async def test_nothing_runs_here(directory: Path, monkeypatch: pytest.MonkeyPatc
         (directory / name).write_text("#!/bin/sh\necho 'cannot: no cgroups' >&2\nexit 1\n")
         (directory / name).chmod(0o755)
     backend = PodmanBackend(shutil.which("podman") or "", directory)
-    monkeypatch.setattr(backend, "candidates", lambda: [(f"--runtime={directory}/{name}",) for name in ("crun", "runc")])
+    monkeypatch.setattr(
+        backend, "candidates", lambda: [(f"--runtime={directory}/{name}",) for name in ("crun", "runc")]
+    )
     engine = ContainerEngine(backend, "test", directory)
     async with closing(engine):
-        with pytest.raises(EngineFailed, match="run a container: .*; .*") as caught:
+        with pytest.raises(EngineFailed, match=r"run a container: .*; .*") as caught:
             await engine.probe()
     assert "could not run a container" in caught.value.message
     assert not (directory / "probe.json").exists()
@@ -170,7 +173,9 @@ def test_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_engine(tmp_path, "test")
 
 
-async def test_service_ends_with_its_server_and_machines_go_on(podman_site: Site, engine: Engine, directory: Path) -> None:
+async def test_service_ends_with_its_server_and_machines_go_on(
+    podman_site: Site, engine: Engine, directory: Path
+) -> None:
     machine = podman_site.spec()
     script = f"""
 import asyncio, pathlib
@@ -195,7 +200,9 @@ asyncio.run(main())
     assert (await engine.inspect(machine.machine)).state is MachineState.RUNNING
 
 
-async def test_second_engine_in_one_directory_shares_the_service(podman_site: Site, engine: Engine, directory: Path) -> None:
+async def test_second_engine_in_one_directory_shares_the_service(
+    podman_site: Site, engine: Engine, directory: Path
+) -> None:
     first, second = open_engine(directory, podman_site.owner), open_engine(directory, podman_site.owner)
     await first.list()
     pids = service_pids(directory)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+
 from engines.conformance import EngineConformance
 from engines.site import Site
-
-from catty.engines.container import ContainerEngine
-from catty.engines.container.backend import PodmanBackend
 
 pytestmark = [pytest.mark.engine, pytest.mark.skipif(not shutil.which("podman"), reason="no podman here")]
 

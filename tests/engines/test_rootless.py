@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from engines.conftest import IMAGE
 
 USER = "catty-rootless-test"
@@ -62,6 +63,5 @@ def test_conformance_rootless(as_user: list[str]) -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c"]
     words += [str(ROOT / "pyproject.toml"), str(ROOT / "tests/engines/test_podman.py")]
     done = subprocess.run([*as_user, *words], capture_output=True, text=True, check=False)
-    print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import math
 import os
 import secrets
-import subprocess
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ __all__ = ["SUBNETS", "Containers"]
 
 SUBNETS: Final = "10.213.0.0/16"  # Docker: each machine's own network is a /29 in here
 _SUBNET_TRIES: Final = 8
+_MNT_DETACH: Final = 2  # from linux/fs.h
 _NAME_TAKEN: Final = ("already in use", "already exists", "is in use by")
 
 
@@ -139,5 +140,7 @@ def filters(**conditions: list[str]) -> str:
 
 
 def _unmount(path: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
     while os.path.ismount(path):
-        subprocess.run(["umount", "--lazy", path], capture_output=True, check=True)
+        if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
+            raise EngineFailed(action=f"unmount {path}", reason=os.strerror(ctypes.get_errno()))

@@ -75,12 +75,7 @@ class ContainerEngine(Engine):
         self._probing = asyncio.Lock()
 
     async def probe(self) -> Capabilities:
-        facts = await self._ready()
-        bridge = self._backend.dialect.own_network
-        reachable = self._reachable(facts)
-        notes = facts.notes
-        if not reachable:
-            notes = (*notes, f"no endpoint: {facts.storage} belongs to root; run the server as root, or use Podman")
+        facts = await self.facts()
         return Capabilities(
             name=self._backend.dialect.name,
             version=facts.version,
@@ -88,19 +83,19 @@ class ContainerEngine(Engine):
             runtime=facts.runtime,
             user_namespace=facts.rootless or facts.auto_userns or facts.first_id != 0,
             per_machine_namespace=facts.auto_userns,
-            unix_endpoint=reachable,
+            unix_endpoint=True,
             tcp_endpoint=False,
             disk_limit=facts.disk_limit,
             memory_limit="memory" in facts.limits,
             cpu_limit="cpu" in facts.limits,
             pids_limit="pids" in facts.limits,
-            network_isolation=bridge or bool(facts.network),
-            salvage=reachable,
-            notes=notes,
+            network_isolation=bool(facts.network),
+            salvage=True,
+            notes=facts.notes,
         )
 
     async def has_image(self, image: str) -> bool:
-        await self._ready()
+        await self.facts()
         path = self._backend.dialect.image_exists(image)
         reply = await self._backend.call("GET", path, action="look for an image", expect=(200, 204, 404))
         return reply.status != 404
@@ -108,12 +103,12 @@ class ContainerEngine(Engine):
     async def ensure_image(self, image: str, progress: Progress) -> None:
         if await self.has_image(image):
             return
-        facts = await self._ready()
+        facts = await self.facts()
         log = self._cache.with_name("image.log")
         await build_image(self._backend.command(facts.options), image, progress, log, host_ca_bundle())
 
     async def create(self, spec: MachineSpec) -> Machine:
-        facts = await self._ready()
+        facts = await self.facts()
         name = self._name(spec.machine)
         if not facts.network:
             raise EngineFailed(action="give a machine a network", reason="neither slirp4netns nor pasta works here")
@@ -126,17 +121,17 @@ class ContainerEngine(Engine):
         return await self.inspect(spec.machine)
 
     async def start(self, machine: str) -> None:
-        await self._ready()
+        await self.facts()
         with _named(machine):
             await self._containers.start(self._name(machine))
 
     async def stop(self, machine: str, grace: float) -> None:
-        await self._ready()
+        await self.facts()
         with _named(machine):
             await self._containers.stop(self._name(machine), grace)
 
     async def destroy(self, machine: str) -> None:
-        await self._ready()
+        await self.facts()
         for attempt in range(_DESTROY_TRIES):
             try:
                 await self._destroy(self._name(machine))
@@ -151,14 +146,14 @@ class ContainerEngine(Engine):
         return _machine(await self._inspect(machine))
 
     async def list(self) -> list[Machine]:
-        await self._ready()
+        await self.facts()
         found = await self._containers.list({LABEL_OWNER: self._owner})
         ids = [item["Labels"][LABEL_MACHINE] for item in found if LABEL_SALVAGE not in item["Labels"]]
         inspected = await asyncio.gather(*(self._containers.inspect(self._name(machine)) for machine in ids))
         return [_machine(item) for item in inspected if item]
 
     async def watch(self) -> AsyncIterator[Exit]:
-        await self._ready()
+        await self.facts()
         since = time.time()
         wait = _WATCH_AGAIN_S
         while True:
@@ -180,11 +175,11 @@ class ContainerEngine(Engine):
         inspected = await self._inspect(machine)
         if _machine(inspected).state is not MachineState.RUNNING:
             raise MachineUnreachable(reason="it is not running")
-        return self._endpoint(inspected, await self._ready())
+        return self._endpoint(inspected, await self.facts())
 
     @contextlib.asynccontextmanager
     async def salvage(self, machine: str) -> AsyncIterator[Endpoint]:
-        facts = await self._ready()
+        facts = await self.facts()
         inspected = await self._inspect(machine)
         if _machine(inspected).state is MachineState.RUNNING:
             raise EngineFailed(action="salvage the machine", reason="it is running")
@@ -205,8 +200,8 @@ class ContainerEngine(Engine):
     async def close(self) -> None:
         await self._backend.close()
 
-    async def _ready(self) -> Facts:
-        """The facts, from the cache or by probing, with the backend answering."""
+    async def facts(self) -> Facts:
+        """What probing found, from the cache or by probing now; the backend answers from here on."""
         async with self._probing:
             if self._facts is None:
                 self._cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -226,7 +221,7 @@ class ContainerEngine(Engine):
         return f"catty-{self._owner}-{machine}"
 
     async def _inspect(self, machine: str) -> dict[str, Any]:
-        await self._ready()
+        await self.facts()
         inspected = await self._containers.inspect(self._name(machine))
         if inspected is None:
             raise MachineNotFound(machine=machine)
@@ -254,10 +249,6 @@ class ContainerEngine(Engine):
         if ended.oom_killed and ended.exit_code == _OOM_EXIT:
             reason += " (out of memory)"
         return Exit(machine, ended.exit_code, reason)
-
-    def _reachable(self, facts: Facts) -> bool:
-        # A machine's endpoint lies in the engine's storage: Docker's is root's, a rootless Podman's is the user's own.
-        return host.is_root() or (facts.rootless and not self._backend.dialect.own_network)
 
     def _endpoint(self, inspected: dict[str, Any], facts: Facts) -> UnixEndpoint:
         dialect = self._backend.dialect

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from catty.engines.container.backend import Backend, DockerBackend, PodmanBackend
-from catty.engines.container.engine import ContainerEngine
+from catty.engines.container.host import is_root
 from catty.errors import EngineNotFound
+
+if TYPE_CHECKING:
+    from catty.engines.container.backend import Backend
+    from catty.engines.container.engine import ContainerEngine
 
 __all__ = ["find_docker", "find_podman", "open_engine"]
 
@@ -18,6 +22,9 @@ def open_engine(data_dir: Path, owner: str) -> ContainerEngine:
 
     Quick: nothing is started or asked before the engine is used. Raises EngineNotFound.
     """
+    from catty.engines.container.backend import DockerBackend, PodmanBackend
+    from catty.engines.container.engine import ContainerEngine
+
     directory = data_dir / "engine"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     backend: Backend
@@ -36,7 +43,12 @@ def find_podman() -> str | None:
 
 
 def find_docker() -> Path | None:
-    """The socket of a Docker daemon that this user may talk to, None if there is none."""
+    """The socket of a Docker daemon that can serve this user, None if there is none.
+
+    Only root: machines' endpoints lie in the daemon's storage, which nobody else may enter.
+    """
+    if not is_root():
+        return None
     named = os.environ.get("DOCKER_HOST", "")
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
     sockets = [named.removeprefix("unix://")] if named.startswith("unix://") else []

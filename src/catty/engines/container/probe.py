@@ -27,7 +27,9 @@ from catty.engines.container.containers import Containers
 from catty.engines.container.plan import Facts, Plan, endpoint_volume, shm
 from catty.errors import CattyError, EngineFailed
 
-__all__ = ["load_facts", "probe", "save_facts"]
+__all__ = ["NO_CONTAINERS", "load_facts", "probe", "save_facts"]
+
+NO_CONTAINERS: Final = "does not run containers here"  # in a note, after the name of an OCI runtime
 
 _FORMAT: Final = 1  # raise it when Facts or the trials change meaning
 _IMAGE: Final = "localhost/catty-probe:1"
@@ -72,7 +74,7 @@ def save_facts(path: Path, backend: Backend, facts: Facts) -> None:
 async def probe(backend: Backend) -> Facts:
     """What works here, with the plainest options that work. Takes one to ten seconds. Raises EngineFailed with the reason if
     nothing does, EngineDown, EngineSlow."""
-    reasons: list[str] = []
+    reasons: list[tuple[str, str]] = []
     for candidate in backend.candidates():
         await backend.use(candidate)
         options, info = await _with_overlay(backend, candidate)
@@ -81,10 +83,12 @@ async def probe(backend: Backend) -> Facts:
         await trial.prepare()
         found = await _settle(trial, facts)
         if found is not None:
-            notes = (*found.notes, *(f"does not run containers here: {reason}" for reason in reasons))
+            notes = (*found.notes, *(f"{runtime} {NO_CONTAINERS}: {reason}" for runtime, reason in reasons))
             return dataclasses.replace(found, notes=notes)
-        reasons.append(f"{facts.runtime} ({trial.reason})")
-    raise EngineFailed(action="run a container", reason="; ".join(reasons))
+        reasons.append((facts.runtime, trial.reason))
+    raise EngineFailed(
+        action="run a container", reason="; ".join(f"{runtime}: {reason}" for runtime, reason in reasons)
+    )
 
 
 async def _with_overlay(backend: Backend, options: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Any]]:
