@@ -11,7 +11,6 @@ from catty.errors import EngineFailed, EngineNotFound
 from catty.setup import podman
 from catty.setup.podman import InstallPlan, install, plan_install
 
-
 APT_INSTALL = "env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends"
 
 
