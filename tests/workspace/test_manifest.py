@@ -155,7 +155,7 @@ def sealed(raw: bytes, frame: bytes | None = None) -> bytes:
 
 
 def test_bombs_are_refused_before_memory_is_spent() -> None:
-    with pytest.raises(HostileArchive):
+    with pytest.raises(HostileArchive, match="when unpacked"):
         Manifest.from_bytes(sealed(bytes(64 << 20)))
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 << 20))
     with pytest.raises(CattyError):

@@ -122,6 +122,20 @@ def test_what_a_scan_finds_is_always_a_tree(
         os.close(root)
 
 
+def test_a_directory_that_becomes_a_symlink_before_it_is_entered(root: int, files: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret").write_text("secret")
+    (files / "d").mkdir()
+    (files / "d/public").write_text("public")
+    skipped: list[bytes] = []
+    steps = walk(root, skipped=lambda path, _why: skipped.append(path))
+    assert next(steps).path == b"d"
+    (files / "d").rename(files / "z")
+    (files / "d").symlink_to(tmp_path / "outside")
+    assert list(steps) == []
+    assert skipped == [b"d"]
+
+
 def test_an_attacker_who_swaps_directories_for_symlinks_gets_nothing_out(
     root: int, files: Path, tmp_path: Path
 ) -> None:

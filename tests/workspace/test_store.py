@@ -125,7 +125,7 @@ async def test_snapshots_are_numbered_and_all_stay_readable(store: SnapshotStore
         assert (head.number, head.files, head.reason, head.generation) == (number, number * 20, "autosave", 3)
     heads = await store.heads("s")
     assert [head.number for head in heads] == list(range(1, 13))
-    assert {head.base for head in heads} < set(range(1, 13))  # some carry all, some a delta
+    assert 1 < len({head.base for head in heads}) < 12  # some carry all, some a delta
     for number, manifest in enumerate(trees, 1):
         head, loaded = await store.load("s", number)
         assert loaded == manifest
