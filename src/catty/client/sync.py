@@ -31,25 +31,23 @@ Confirm = Callable[[str, list[str]], bool]
 @dataclass(slots=True)
 class SyncReport:
     """What was done, or would be done. Paths are fit for a terminal. `kept`: gone in the machine, still here for want of --delete.
+    `conflicts`: paths changed on both sides → where the machine's version is ("": not written yet).
     `left`: (path, why) of what differs and was left as it is, or could not be done."""
 
     created: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
-    conflicts: list[str] = field(default_factory=list)
+    conflicts: dict[str, str] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """One line per path: what, where, and why where that is not plain."""
-        named = (
-            ("create", self.created),
-            ("update", self.updated),
-            ("delete", self.deleted),
-            ("conflict", self.conflicts),
-        )
+        named = (("create", self.created), ("update", self.updated), ("delete", self.deleted))
         lines = [f"{word}  {path}" for word, paths in named for path in paths]
+        for path, place in self.conflicts.items():
+            lines.append(f"conflict  {path}" + (f"  (the machine's version is {place})" if place else ""))
         lines += [f"keep  {path}  (deleted in the machine; --delete deletes it here)" for path in self.kept]
         return lines + [f"skip  {path}  ({why})" for path, why in self.left]
 
@@ -57,6 +55,16 @@ class SyncReport:
     def nothing(self) -> bool:
         """Whether both sides were the same already."""
         return not self.lines()
+
+
+class _Report(SyncReport):
+    """As the mirror's `Reports`."""
+
+    def trouble(self, path: bytes, why: str) -> None:
+        self.left.append((printable(path), why))
+
+    def conflict(self, path: bytes, place: bytes) -> None:
+        self.conflicts[printable(path)] = printable(place)
 
 
 def sync_once(
@@ -87,22 +95,19 @@ async def _sync(server: Server, target: Target, *, delete: bool, dry_run: bool, 
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     manifest, notes = await asyncio.to_thread(newest, server, target.label)
     remote = {path[len(_INSIDE) :]: e for path, e in manifest.entries.items() if path.startswith(_INSIDE)}
-    report = SyncReport(notes=notes)
-
-    def trouble(path: bytes, why: str) -> None:
-        report.left.append((printable(path), why))
+    report = _Report(notes=notes)
 
     async def blobs(wanted: dict[bytes, int]) -> dict[bytes, bytes]:
         return await asyncio.to_thread(lambda: {name: bytes(data) for name, data in fetch(server, wanted)})
 
     with SyncState(target.state) as state:
-        mirror = Mirror(target.directory, state, target.label, target.trash, trouble, config=target.config)
+        mirror = Mirror(target.directory, state, target.label, target.trash, report, config=target.config)
         try:
             await learn_rules(mirror, remote, blobs)
             await asyncio.to_thread(lambda: mirror.look_at_everything(tidy=not dry_run))
             plan = await asyncio.to_thread(mirror.plan, remote)
             for path, why in plan.left:
-                trouble(path, why)
+                report.trouble(path, why)
             steps = _steps(plan, state, delete=delete, dry_run=dry_run, confirm=confirm, report=report)
             done = steps if dry_run else await carry_out(mirror, steps, blobs)
         finally:
@@ -133,8 +138,8 @@ def _steps(
 def _tell(report: SyncReport, done: list[Step]) -> None:
     for step in done:
         path = printable(step.path)
-        if step.do is Do.CONFLICT:
-            report.conflicts.append(path)
+        if step.do is Do.CONFLICT or path in report.conflicts:
+            report.conflicts.setdefault(path, "")
         elif step.do is Do.DELETE and not step.replaced:
             report.deleted.append(path)
         elif step.do in (Do.WRITE, Do.MKDIR):

@@ -153,7 +153,7 @@ class SyncBack:
                 raise _Paused(state.paused)
             target = self._target
             mirror = await asyncio.to_thread(
-                Mirror, target.directory, state, target.label, target.trash, self.on_trouble, config=target.config
+                Mirror, target.directory, state, target.label, target.trash, self, config=target.config
             )
             try:
                 pause = RECONNECT_FIRST_S
@@ -174,8 +174,12 @@ class SyncBack:
 
     # ------------------------------------------------------------------------------------------ for the session
 
-    def on_trouble(self, path: bytes, why: str) -> None:
-        """`path` could not be done."""
+    def conflict(self, path: bytes, place: bytes) -> None:
+        """See `Reports`."""
+        self.trouble(path, f"changed on both sides; the machine's version is {printable(place)}")
+
+    def trouble(self, path: bytes, why: str) -> None:
+        """See `Reports`."""
         self._troubles[path] = why
         if (path, why) not in self._told:
             self._told.add((path, why))
@@ -242,7 +246,7 @@ class _Session:
 
     async def _apply(self, plan: Plan, *, hold: bool) -> None:
         for path, why in plan.left:
-            self._owner.on_trouble(path, why)
+            self._owner.trouble(path, why)
         deletions = [step for step in plan.of(Do.DELETE) if not step.replaced]
         steps = plan.steps
         if hold and deletions:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from catty.client.gitrules import DirectoryRules, gather
 from catty.client.syncplan import GIT_MARKS, Do, Plan, Scope, Step, conflict_name, decide, git_directories, plan
@@ -26,7 +26,7 @@ from catty.workspace.chunks import open_file
 from catty.workspace.model import WORKSPACE, Entry, Kind, digest
 from catty.workspace.scan import Scanner
 
-__all__ = ["GITIGNORE", "Mirror"]
+__all__ = ["GITIGNORE", "Mirror", "Reports"]
 
 GITIGNORE: Final = b".gitignore"
 _INSIDE: Final = WORKSPACE + b"/"
@@ -35,8 +35,18 @@ _COPIES_MAX: Final = 1000
 IN_THE_WAY: Final = "a file or symlink of yours stands where a directory should be"
 
 
+class Reports(Protocol):
+    """Who hears of what the user must know; called from the mirror's thread."""
+
+    def trouble(self, path: bytes, why: str) -> None:
+        """Something was not done."""
+
+    def conflict(self, path: bytes, place: bytes) -> None:
+        """`path` was changed on both sides; the remote version is `place` now."""
+
+
 class Mirror:
-    """A directory and what is known of it. `report(path, why)` hears of steps that could not be done."""
+    """A directory and what is known of it."""
 
     def __init__(
         self,
@@ -44,7 +54,7 @@ class Mirror:
         state: SyncState,
         label: str,
         trash: Trash,
-        report: Callable[[bytes, str], None],
+        reports: Reports,
         *,
         config: bool,
     ) -> None:
@@ -52,7 +62,7 @@ class Mirror:
         self._directory = os.fsencode(directory)
         self._state = state
         self._label = label
-        self._report = report
+        self._reports = reports
         self._config = config
         self.root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._applier = Applier(self.root, trash.take)
@@ -191,7 +201,7 @@ class Mirror:
                 case Do.WRITE | Do.CONFLICT if step.remote is not None and step.remote.kind is Kind.SYMLINK:
                     staged = self.begin(step)
                     return staged is not None and self.finish(step, staged)
-            self._report(step.path, IN_THE_WAY)
+            self._reports.trouble(step.path, IN_THE_WAY)
         except (OSError, HostileArchive) as error:
             self._failed(step.path, error)
         return False
@@ -200,7 +210,7 @@ class Mirror:
         """A new version to be filled with content; None if that cannot be."""
         try:
             if self._in_local_repository(step.path):
-                self._report(step.path, "it would change a git repository of yours")
+                self._reports.trouble(step.path, "it would change a git repository of yours")
                 return None
             try:
                 return self._stage(step)
@@ -250,21 +260,21 @@ class Mirror:
         remote, here = step.remote, self._look(step.path)
         if remote is None or same(here, remote):
             return True
-        if decide(self._state.base.get(step.path), here, remote) is not Do.CONFLICT:
+        occupied = here is not None and here.kind is Kind.DIR  # by files of the user's, ignored ones perhaps
+        if not occupied and decide(self._state.base.get(step.path), here, remote) is not Do.CONFLICT:
             raise BlockingIOError(errno.EAGAIN, "it is changing at this moment", step.path)
-        before = self._state.copy(step.path)
-        if before and same(self._applier.look(before[0]), before[1]):
-            place, expected = (
-                before[0],
-                before[1],
-            )  # the user has not touched the last copy: the new one takes its place
+        copy = self._state.copy(step.path)
+        place: bytes
+        expected: Entry | None
+        if copy and same(self._applier.look(copy[0]), copy[1]):
+            place, expected = copy  # the user has not touched the last copy: the new one takes its place
         else:
             place, expected = self._free_name(step.path), None
         self._state.intend([Intent(step.path, place, remote)])
         if not staged.place(place, expected):
             raise BlockingIOError(errno.EAGAIN, "it is changing at this moment", place)
         self._state.record_copy(step.path, place, remote)
-        self._report(step.path, f"changed on both sides; the machine's version is {os.fsdecode(place)}")
+        self._reports.conflict(step.path, place)
         return True
 
     def _free_name(self, path: bytes) -> bytes:
@@ -274,7 +284,7 @@ class Mirror:
 
     def _make_dir(self, path: bytes) -> bool:
         if self._in_local_repository(path):
-            self._report(path, "it would change a git repository of yours")
+            self._reports.trouble(path, "it would change a git repository of yours")
             return False
         try:
             done = self._applier.make_dir(path)
@@ -282,7 +292,7 @@ class Mirror:
             self._make_parents(path)
             done = self._applier.make_dir(path)
         if not done:
-            self._report(path, IN_THE_WAY)
+            self._reports.trouble(path, IN_THE_WAY)
         self._look(path)
         return done
 
@@ -312,9 +322,9 @@ class Mirror:
 
     def _failed(self, path: bytes, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENOTDIR):
-            self._report(path, IN_THE_WAY)
+            self._reports.trouble(path, IN_THE_WAY)
         else:
-            self._report(path, error.strerror or str(error) if isinstance(error, OSError) else str(error))
+            self._reports.trouble(path, error.strerror or str(error) if isinstance(error, OSError) else str(error))
 
 
 def _makes_room(step: Step) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -108,11 +108,11 @@ def plan(paths: Iterable[bytes], base: Entries, local: Entries, remote: Entries,
     deletions: list[Step] = []
     others: list[Step] = []
     result = Plan()
-    blocked: list[bytes] = []
+    blocked = b"/"  # what lies below the last path that is blocked starts with this
     for path in sorted(set(paths), key=tree_key):
         was, here, there = base.get(path), local.get(path), remote.get(path)
         do = decide(was, here, there)
-        if do is Do.NOTHING or any(path.startswith(top) for top in blocked[-1:]):
+        if do is Do.NOTHING or path.startswith(blocked):
             continue
         known = there or here or was
         reason = scope.reason(path, known is not None and known.kind is Kind.DIR, there)
@@ -121,22 +121,26 @@ def plan(paths: Iterable[bytes], base: Entries, local: Entries, remote: Entries,
                 result.left.append((path, reason))
             continue
         if do is Do.BLOCKED:
-            blocked.append(path + b"/")
-        step = Step(do, path, here, there)
+            blocked = path + b"/"
         if do is Do.DELETE:
             deletions.append(Step(do, path, here, there, replaced=_below_a_file(path, remote)))
-        elif (
-            do in (Do.MKDIR, Do.WRITE)
-            and here is not None
-            and there is not None
-            and Kind.DIR in (here.kind, there.kind)
-        ):
+        elif do in (Do.MKDIR, Do.WRITE) and here and there and Kind.DIR in (here.kind, there.kind):
             deletions.append(Step(Do.DELETE, path, here, there, replaced=True))
             others.append(Step(do, path, None, there))
         else:
-            others.append(step)
+            others.append(Step(do, path, here, there))
+    occupied = {step.path for step in deletions if step.remote and _holds_more(step.path, local, deletions)}
+    deletions = [step for step in deletions if step.path not in occupied]
+    others = [replace(step, do=Do.CONFLICT) if step.path in occupied else step for step in others]
     result.steps = [*reversed(deletions), *others]
     return result
+
+
+def _holds_more(path: bytes, local: Entries, deletions: list[Step]) -> bool:
+    """Whether something of the user's lies below the directory `path`, so that nothing else can take its place."""
+    below = path + b"/"
+    gone = {step.path for step in deletions}
+    return any(other.startswith(below) and other not in gone for other in local)
 
 
 def _below_a_file(path: bytes, remote: Entries) -> bool:
