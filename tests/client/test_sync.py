@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import random
 import re
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -488,6 +492,33 @@ def test_killed_between_write_and_record(pair: Pair, monkeypatch: pytest.MonkeyP
     report = pair.sync(delete=True)
     assert report.conflicts == {}
     assert pair.files() == {"a": "a3", "d/b": "b3"}
+
+
+def test_killed_again_and_again_at_any_moment(pair: Pair) -> None:
+    """Neither a conflict nor a loss: what is there in the end is what the machine has."""
+    chance = random.Random(7)
+    for round_ in range(12):
+        for number in range(60):
+            path = pair.there / f"f{number}"
+            match chance.randrange(3):
+                case 0:
+                    path.write_text(f"{round_} {number}" * chance.randrange(1, 2000))
+                case 1:
+                    path.unlink(missing_ok=True)
+        pair.save()
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                sync_once(pair.server, pair.target, delete=True)
+            os._exit(0)
+        time.sleep(chance.uniform(0.01, 0.15))  # anywhere in the middle
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    report = pair.sync(delete=True)
+    assert report.conflicts == {}
+    assert report.left == []
+    assert pair.files() == {str(p.relative_to(pair.there)): p.read_text() for p in pair.there.rglob("*") if p.is_file()}
+    assert pair.sync().nothing
 
 
 def test_an_intent_that_was_not_done_is_no_knowledge(pair: Pair) -> None:
