@@ -13,8 +13,8 @@ def completion(shell: str) -> None:
     """Print a completion script for a shell."""
     from click.shell_completion import get_completion_class
 
-    from catty.cli.main import cli
+    from catty.cli.main import COMPLETE_VARIABLE, cli
 
     made_by = get_completion_class(shell)
     if made_by is not None:
-        print(made_by(cli, {}, "catty", "_CATTY_COMPLETE").source())
+        print(made_by(cli, {}, "catty", COMPLETE_VARIABLE).source())

@@ -44,7 +44,9 @@ class Cli:
         """The server's REST interface; the embedded server is started when it turns out not to run."""
         from catty.client.api import Api
 
-        return Api(self.server, self.revive if self.server.embedded else None)
+        api = Api(self.server, self.revive if self.server.embedded else None)
+        click.get_current_context().call_on_close(api.close)
+        return api
 
     def revive(self) -> None:
         """Start the embedded server if that is the one to talk to and it does not run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import click
@@ -33,7 +34,8 @@ def login(cli: Cli, url: str | None, token: bool) -> None:
     secret = (click.prompt("Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()).strip()
     if not secret:
         raise UsageError("no token was given", hint="Paste it, or: `catty login URL --token < FILE`.")
-    Api(config.Server(address, secret)).sessions()  # raises unless the token lets us in
+    with contextlib.closing(Api(config.Server(address, secret))) as api:
+        api.sessions()  # raises unless the token lets us in
     config.store_credentials(cli.home, address, secret)
     print(f"logged in to {address}")
 

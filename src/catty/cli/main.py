@@ -16,8 +16,9 @@ from catty.cli.context import Cli
 from catty.cli.output import print_error
 from catty.errors import CattyError, InternalError, UsageError
 
-__all__ = ["cli", "main"]
+__all__ = ["COMPLETE_VARIABLE", "cli", "main"]
 
+COMPLETE_VARIABLE: Final = "_CATTY_COMPLETE"  # how the scripts of `catty completion` ask
 INTERRUPTED: Final = 130
 _BROKEN_PIPE: Final = 141  # what a shell shows for a program that SIGPIPE ended
 
@@ -127,8 +128,16 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str] | None) -> int:
+    if instruction := os.environ.get(COMPLETE_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "catty", COMPLETE_VARIABLE, instruction)
     try:
-        result: Any = cli.main(args=args, prog_name="catty", standalone_mode=False)
+        # Not `cli.main()`: it ends the process by itself where a pipe broke.
+        with cli.make_context("catty", list(sys.argv[1:] if args is None else args)) as context:
+            result: Any = cli.invoke(context)
+    except click.exceptions.Exit as end:  # --help, --version
+        return end.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "catty"
         raise UsageError(error.format_message().rstrip("."), hint=f"`{command} --help` shows what it takes.") from None

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,6 @@ class Embedded:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._started: subprocess.Popen[bytes] | None = None  # kept, so that its end is reaped
 
     @property
     def server_log(self) -> Path:
@@ -85,8 +85,8 @@ class Embedded:
         pid = self.pid()
         if pid is None:
             return {"running": False, "data": str(self._home.server)}
-        version = Api(Server(f"unix:{self._home.socket}", token_file=self._home.token)).version()
-        return {"running": True, "pid": pid, "data": str(self._home.server), **version}
+        with contextlib.closing(Api(Server(f"unix:{self._home.socket}", token_file=self._home.token))) as api:
+            return {"running": True, "pid": pid, "data": str(self._home.server), **api.version()}
 
     def ensure(self) -> None:
         """Have a server of this version running. Raises ServerStartFailed."""
@@ -106,7 +106,7 @@ class Embedded:
             if self.pid() is not None:
                 return
             with self.stderr_log.open("wb") as stderr:
-                self._started = subprocess.Popen(
+                process = subprocess.Popen(
                     [
                         str(ensure_server_environment()),
                         "-P",
@@ -123,10 +123,12 @@ class Embedded:
                     env=clean_environment(),
                     start_new_session=True,
                 )
+            # Its end is taken note of whenever it comes: an attach may live longer than the server that it started.
+            threading.Thread(target=process.wait, name="embedded-server", daemon=True).start()
             deadline = time.monotonic() + START_S
             while self.pid() is None:
-                if self._started.poll() is not None:
-                    raise ServerStartFailed(reason=self._last_words() or f"it exited {self._started.returncode}")
+                if process.poll() is not None:
+                    raise ServerStartFailed(reason=self._last_words() or f"it exited {process.returncode}")
                 if time.monotonic() > deadline:
                     raise ServerStartFailed(reason=f"it does not listen after {START_S:g} s")
                 time.sleep(_POLL_S)
@@ -139,7 +141,7 @@ class Embedded:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
-        while self._lives(pid):
+        while self._served():
             if time.monotonic() > deadline:
                 raise ServerUnreachable(server="the embedded server", reason=f"process {pid} does not end")
             time.sleep(_POLL_S)
@@ -150,14 +152,18 @@ class Embedded:
         self.stop()
         self.start()
 
-    def _lives(self, pid: int) -> bool:
-        if self._started is not None and self._started.pid == pid:
-            return self._started.poll() is None
+    def _served(self) -> bool:
+        """Whether a server holds the data directory. Its lock goes with it, also if nobody has reaped the process yet."""
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+            lock = (self._home.server / "lock").open("a")
+        except FileNotFoundError:
             return False
-        return True
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     @contextlib.contextmanager
     def _starting(self) -> Iterator[None]:
