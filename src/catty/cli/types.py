@@ -13,9 +13,9 @@ from catty.errors import InvalidDuration, UsageError
 
 __all__ = ["DURATION", "MEMORY", "SIZE", "environment"]
 
-_DURATION: Final = re.compile(r"(\d+)([smhd]?)")
+_DURATION: Final = re.compile(r"([0-9]+)([smhd]?)")
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
