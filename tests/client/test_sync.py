@@ -259,6 +259,18 @@ def test_ignored_paths_are_left_alone_by_the_rules_of_either_side(pair: Pair) ->
     assert "data/x" in pair.files()
 
 
+def test_rules_that_change_with_the_files(pair: Pair) -> None:
+    (pair.here / ".gitignore").write_text("data\n")
+    pair.begin()
+    (pair.there / ".gitignore").write_text("build\n")
+    (pair.there / "data").write_text("no longer ignored")
+    (pair.there / "build").write_text("ignored now")
+    dry = pair.sync(dry_run=True)
+    assert dry.created == ["data"]
+    assert pair.sync().lines() == dry.lines()
+    assert sorted(pair.files()) == [".gitignore", "a", "d/b", "data"]
+
+
 def test_tracked_files_are_synced_whatever_the_rules_say(pair: Pair) -> None:
     (pair.here / "x.log").write_text("1")
     for command in (["init", "-q"], ["add", "-f", "x.log"]):

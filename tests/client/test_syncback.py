@@ -195,6 +195,16 @@ async def test_files_that_become_ignored_are_not_deleted(bench: Bench) -> None:
     assert "data/x" in bench.files()
 
 
+async def test_files_that_are_no_longer_ignored_come(bench: Bench) -> None:
+    (bench.there / ".gitignore").write_text("data/\n")
+    (bench.there / "data").mkdir()
+    (bench.there / "data/x").write_text("x")
+    async with bench.following():
+        await bench.until(lambda: ".gitignore" in bench.files())
+        (bench.there / ".gitignore").write_text("")
+        await bench.until_files(**{".gitignore": "", "data/x": "x"})
+
+
 async def test_a_mass_deletion_pauses_and_the_user_decides(bench: Bench) -> None:
     for number in range(120):
         (bench.there / f"f{number}").write_text(str(number))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,27 +21,39 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class DirectoryRules:
-    """What is left out of a directory. `rules` speak about paths relative to it.
+    """What is left out of a directory (absolute).
 
     `prefix`: where in its repository it lies (b"" = the top, or no repository, or a git that does not answer). `sources`, `tracked`
     (relative to the directory), `prefix` and `ignore_case` are what another side needs to make the same rules; the `.gitignore`s in the
     directory itself are not among the sources: each side has its own.
     """
 
-    rules: Rules
+    directory: bytes
     sources: tuple[Source, ...]
     tracked: tuple[bytes, ...]
     prefix: bytes
     ignore_case: bool
 
-    def with_gitignores(self, load: Callable[[bytes], bytes | None]) -> Rules:
-        """The same rules for another state of the directory: `load` gives the `.gitignore` of a directory relative to it, or None."""
+    def rules(self, gitignore: Callable[[bytes], bytes | None] | None = None) -> Rules:
+        """The rules, about paths relative to the directory, as it is or in another state: then `gitignore` gives the text of the
+        `.gitignore` in a directory relative to it, or None."""
+        text_of = gitignore or self.gitignore
 
-        def inside(directory: bytes) -> bytes | None:
-            relative = (directory + b"/").removeprefix(self.prefix)
-            return load(relative.rstrip(b"/")) if (directory + b"/").startswith(self.prefix) else None
+        def load(full: bytes) -> bytes | None:
+            if not (full + b"/").startswith(self.prefix):
+                return None  # above: among the sources
+            relative = (full + b"/").removeprefix(self.prefix).rstrip(b"/")
+            inner = os.path.join(self.directory, relative)
+            if relative and os.path.lexists(os.path.join(inner, b".git")):
+                rules.track(_tracked(inner, relative + b"/"))  # a repository inside of this one tracks files of its own
+            return text_of(relative)
 
-        return Rules(self.sources, load=inside, tracked=self.tracked, prefix=self.prefix, ignore_case=self.ignore_case)
+        rules = Rules(self.sources, load=load, tracked=self.tracked, prefix=self.prefix, ignore_case=self.ignore_case)
+        return rules
+
+    def gitignore(self, relative: bytes) -> bytes | None:
+        """The text of the `.gitignore` in a directory relative to this one; None if there is none."""
+        return _read(os.path.join(self.directory, relative, b".gitignore"), follow=False)
 
 
 def gather(directory: bytes) -> DirectoryRules:
@@ -62,16 +74,7 @@ def gather(directory: bytes) -> DirectoryRules:
     tracked = tuple(_tracked(directory, b""))
     ignore_case = git(directory, "config", "--type=bool", "core.ignorecase") == b"true\n"
 
-    def load(relative: bytes) -> bytes | None:
-        """Repositories inside of this one track files of their own."""
-        inner = os.path.join(directory, relative)
-        if relative and os.path.lexists(os.path.join(inner, b".git")):
-            rules.track(_tracked(inner, relative + b"/"))
-        return _read(os.path.join(inner, b".gitignore"), follow=False)
-
-    empty = DirectoryRules(Rules(), tuple(sources), tracked, prefix, ignore_case)
-    rules = empty.with_gitignores(load)
-    return replace(empty, rules=rules)
+    return DirectoryRules(directory, tuple(sources), tracked, prefix, ignore_case)
 
 
 def _tracked(directory: bytes, prefix: bytes) -> list[bytes]:

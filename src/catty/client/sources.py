@@ -52,6 +52,7 @@ def find(directory: bytes, *, git: bool, limit: int) -> Sources:
     if not os.path.isdir(directory):
         raise UsageError(f"'{os.fsdecode(directory)}' is no directory", hint="Name a directory that is there.")
     found = gather(directory)
+    rules = found.rules()
 
     def exclude(path: bytes, is_dir: bool) -> bool:
         names = path.split(b"/")
@@ -60,7 +61,7 @@ def find(directory: bytes, *, git: bool, limit: int) -> Sources:
         if _GIT in names:
             inner = b"/".join(names[names.index(_GIT) + 1 :])
             return not git or is_transient(inner) or path in replaced
-        return found.rules.match(path, is_dir)
+        return rules.match(path, is_dir)
 
     replaced: set[bytes] = set()  # files that tie a git directory to its surroundings
     sources = Sources([Tree(directory, WORKSPACE, exclude)])

@@ -258,8 +258,6 @@ class _Session:
         done = await carry_out(self._mirror, steps, self._link.fetch)
         self._brake_done(done)
         self._again = {step.path for step in steps} - {step.path for step in done}
-        if any(step.path.rpartition(b"/")[2] == GITIGNORE for step in done):
-            await self._learn_rules()
         self._owner.done(done)
         self._owner.tell_troubles()
 

@@ -71,7 +71,7 @@ class Mirror:
         self._where: dict[bytes, tuple[bytes, int]] = {}  # blob → (path, number): content that need not be fetched
         self.local: dict[bytes, Entry] = {}
         self.gathered: DirectoryRules = gather(self._directory)
-        self._remote_rules = self.gathered.rules
+        self._rules = self._remote_rules = self.gathered.rules()
         self._git_dirs: set[bytes] = set()
         self._leftovers: list[bytes] = []
         trash.sweep()
@@ -111,7 +111,7 @@ class Mirror:
         if name.startswith(TEMP_PREFIX):
             self._leftovers.append(path)
             return True
-        return is_git_name(name) or self.gathered.rules.match(path, is_dir)
+        return is_git_name(name) or self._rules.match(path, is_dir)
 
     def _understand(self, intent: Intent) -> None:
         """Done before the end, or not? Only what was done is recorded; the rest is planned again."""
@@ -159,9 +159,19 @@ class Mirror:
     # ------------------------------------------------------------------------------------------ plan
 
     def learn_rules(self, gitignores: Callable[[bytes], bytes | None]) -> None:
-        """Rule files may have changed, here or on the remote side: `gitignores` gives the `.gitignore` of a directory there."""
+        """Rule files may have changed, here or on the remote side: `gitignores` gives the `.gitignore` of a directory there.
+
+        A local one that is as it was synced last is about to become like that, so the new one is in force here already.
+        """
+
+        def text(directory: bytes) -> bytes | None:
+            path = os.path.join(directory, GITIGNORE)
+            untouched = same(self._applier.look(path), self._state.base.get(path))
+            return gitignores(directory) if untouched else self.gathered.gitignore(directory)
+
         self.gathered = gather(self._directory)
-        self._remote_rules = self.gathered.with_gitignores(gitignores)
+        self._rules = self.gathered.rules(text)
+        self._remote_rules = self.gathered.rules(gitignores)
 
     def plan(self, remote: dict[bytes, Entry], paths: Iterable[bytes] | None = None) -> Plan:
         """What to do about `paths`, which are looked at now; None: about everything, as it was when last looked at."""
@@ -172,7 +182,7 @@ class Mirror:
         for path in paths or ():
             with suppress(HostileArchive, OSError):
                 self._look(path)
-        rules = (self.gathered.rules.match, self._remote_rules.match)
+        rules = (self._rules.match, self._remote_rules.match)
         scope = Scope(rules, config=self._config, git_dirs=self._git_dirs)
         return plan((*base, *remote) if paths is None else paths, base, self.local, remote, scope)
 
