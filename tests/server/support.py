@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,15 @@ QUICK = Timing(
 def everything_in(directory: Path) -> bytes:
     """The content of all files below `directory`."""
     return b"".join(path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+async def eventually(look: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
+    """The first true value that `look` gives."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if value := await look():
+                return value
+            await asyncio.sleep(0.02)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from catty.errors import ServerStartFailed
 __all__ = ["DataDirectory"]
 
 _KEY_BYTES: Final = 32
+_LOCK_S: Final = 3.0  # for a server before this one that is on its way out
 
 
 class DataDirectory:
@@ -28,14 +30,19 @@ class DataDirectory:
         self._lock: int | None = None
 
     def lock(self) -> None:
-        """Keep other servers out of this directory until this process ends. Raises ServerStartFailed."""
+        """Keep other servers out of this directory until this process ends. Blocks a little; raises ServerStartFailed."""
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
-            os.close(descriptor)
-            raise ServerStartFailed(reason=f"process {pid} already serves {self.root}") from None
+        deadline = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    pid = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+                    os.close(descriptor)
+                    raise ServerStartFailed(reason=f"process {pid} already serves {self.root}") from None
+            time.sleep(0.02)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor

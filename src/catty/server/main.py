@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from catty import __version__
 from catty.engines.base import Engine
@@ -64,6 +65,7 @@ class Server:
     keeper: Keeper
     gateway: Gateway
     access: AccessStore
+    database: AsyncEngine
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,7 +107,7 @@ async def serve(
     """A server for the length of the context. Raises ServerStartFailed, UsageError."""
     async with contextlib.AsyncExitStack() as stack:
         directory = DataDirectory(settings.data)
-        directory.lock()
+        await asyncio.to_thread(directory.lock)
         stack.callback(directory.unlock)
         tls = _tls(settings)
 
@@ -153,7 +155,7 @@ async def serve(
 
         await _listen_unix(stack, settings.socket_path, front(unix_door))
         tcp = await _listen_tcp(stack, settings, front(tcp_door), tls[0]) if address else None
-        yield Server(settings, token, tcp, context, keeper, gateway, access)
+        yield Server(settings, token, tcp, context, keeper, gateway, access, database)
 
 
 def _open_engine(data: Path, installation: str) -> Engine:
