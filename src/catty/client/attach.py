@@ -131,7 +131,8 @@ class Attach:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._socket is not None:
                 await self._socket.close()
-            self._terminal.restore(self._line.remove() + self._modes.undo())
+            new_line = b"" if self._modes.alternate else b"\r\n"
+            self._terminal.restore(self._line.remove() + self._modes.undo() + new_line)
             for number in (*_SIGNALS, signal.SIGWINCH):
                 self._loop.remove_signal_handler(number)
 
@@ -222,7 +223,7 @@ class Attach:
                 self._shown = mark
                 self._acknowledge()
             case resume.Started() as started:
-                self._on_started(started)
+                await self._on_started(started)
             case resume.Exited(code, number):
                 how = f"({code})" if number is None else f"(signal {number})"
                 self._end(Outcome(code or 0 if number is None else 128 + number, f"{self._options.agent} exited {how}"))
@@ -235,11 +236,10 @@ class Attach:
         if self._link.room >= _ROOM_LOW:
             self._terminal.resume_reading()
 
-    def _on_started(self, started: resume.Started) -> None:
+    async def _on_started(self, started: resume.Started) -> None:
         self._met, self._away_since = True, None
         self._send_input()
-        if self._line.text:
-            self._spawn(self._draw())
+        await self._draw()  # before what comes next is painted over our line
         if started.lost_input:
             self.notice(f"{started.lost_input} keys were lost with the machine that died", bell=True)
 
