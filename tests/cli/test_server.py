@@ -125,6 +125,18 @@ def test_logs_and_stop_of_nobody(run: Run, embedded: Embedded) -> None:
     assert run("stop", "--all").code == 0
 
 
+def test_labels_are_completed(run: Run, embedded: Embedded, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_CATTY_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "catty stop my-")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert run().out.strip() == ""
+    assert embedded.pid() is None, "completion starts no server"
+    embedded.start()
+    api.create_session({"agent": "shell", "name": "my-one", "workspace": "upload"})
+    assert run().out == "plain,my-one\n"
+    api.stop("my-one", delete=True)
+
+
 def test_secrets(run: Run) -> None:
     assert run("secrets", "set", "API_KEY", "-", stdin="canary\n").code == 0
     ran = run("secrets", "set", "OTHER_KEY", "on the line")

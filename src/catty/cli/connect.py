@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from catty.cli.attaching import AttachFlags, attach, attach_options, open_terminal
-from catty.cli.context import Cli, pass_cli
+from catty.cli.context import Cli, complete_labels, pass_cli
 from catty.cli.output import age
 from catty.cli.waiting import until_running
 from catty.errors import SessionNotFound, UsageError
@@ -17,7 +17,7 @@ __all__ = ["connect"]
 
 
 @click.command(epilog="Example: `catty connect`, or `catty connect brave --view`")
-@click.argument("label", required=False)
+@click.argument("label", shell_complete=complete_labels, required=False)
 @click.option("--view", is_flag=True, help="Look only: nothing that you type is sent; Ctrl+C leaves.")
 @attach_options
 @pass_cli

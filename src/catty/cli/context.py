@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from catty.client.config import Home, Server
     from catty.setup.embedded import Embedded
 
-__all__ = ["Cli", "pass_cli"]
+__all__ = ["Cli", "complete_labels", "pass_cli"]
 
 
 class Cli:
@@ -55,3 +55,17 @@ class Cli:
 
 
 pass_cli = click.make_pass_decorator(Cli)
+
+
+def complete_labels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001  # click's signature
+    """The labels that a shell offers for what is typed; none, and no word, if no server answers."""
+    import contextlib
+
+    from catty.client.api import Api
+    from catty.errors import CattyError
+
+    cli = Cli(ctx.find_root().params.get("api"))
+    with contextlib.suppress(CattyError), contextlib.closing(Api(cli.server)) as api:
+        if not cli.server.embedded or cli.embedded.pid() is not None:
+            return [session["label"] for session in api.sessions() if session["label"].startswith(incomplete)]
+    return []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from catty.cli.context import Cli, pass_cli
+from catty.cli.context import Cli, complete_labels, pass_cli
 from catty.cli.output import Steps, note, size
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ __all__ = ["download"]
 
 
 @click.command(epilog="Example: `catty download brave-tiger-1234 result`")
-@click.argument("label")
+@click.argument("label", shell_complete=complete_labels)
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--format", "form", type=click.Choice(["dir", "tar.gz"]), default="dir", show_default=True, help="What to make."

@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from catty.cli.context import Cli, pass_cli
+from catty.cli.context import Cli, complete_labels, pass_cli
 from catty.cli.waiting import until_running
 from catty.errors import SessionNotRunning
 
@@ -20,7 +20,7 @@ __all__ = ["exec_"]
 )
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal; leave with ~. after Enter.")
 @click.option("--user", type=click.Choice(["agent", "root"]), default="agent", show_default=True, help="Who runs it.")
-@click.argument("label")
+@click.argument("label", shell_complete=complete_labels)
 @click.argument("command", nargs=-1, required=True, metavar="-- COMMAND…", type=click.UNPROCESSED)
 @pass_cli
 def exec_(cli: Cli, /, *, label: str, command: tuple[str, ...], tty: bool, user: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from catty.cli.context import Cli, pass_cli
+from catty.cli.context import Cli, complete_labels, pass_cli
 from catty.cli.output import Steps, confirm, print_error
 from catty.errors import CattyError, UsageError
 
@@ -12,7 +12,7 @@ __all__ = ["stop"]
 
 
 @click.command(epilog="Example: `catty stop brave-tiger-1234`, or `catty stop --all --yes`")
-@click.argument("labels", nargs=-1, metavar="LABEL…")
+@click.argument("labels", shell_complete=complete_labels, nargs=-1, metavar="LABEL…")
 @click.option("--all", "all_", is_flag=True, help="Every session that is not stopped (with --delete: every session).")
 @click.option("--delete", is_flag=True, help="Delete the saved files too. There is no way back.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from catty.cli.context import Cli, pass_cli
+from catty.cli.context import Cli, complete_labels, pass_cli
 from catty.cli.output import Steps, confirm, note
 from catty.errors import Conflict
 
@@ -16,7 +16,7 @@ _SHOWN = 20  # paths in a question
 
 
 @click.command(epilog="Example: `catty sync brave-tiger-1234 --dry-run`")
-@click.argument("label")
+@click.argument("label", shell_complete=complete_labels)
 @click.option("--dry-run", is_flag=True, help="Only print what would be created, updated, deleted, and what conflicts.")
 @click.option("--delete", is_flag=True, help="Also delete here what was deleted there; it goes to the trash.")
 @click.option("--sync-config", is_flag=True, help="Also files that run code when a tool opens the directory.")
