@@ -57,7 +57,7 @@ def server(tmp_path: Path) -> MemoryServer:
     os.utime(project / "sub/empty", ns=(TIME, TIME))
     os.utime(project / "link", ns=(TIME, TIME), follow_symlinks=False)
     server = MemoryServer()
-    send(server, "s", prepare(project))
+    send(server, "s", prepare(project), sessions=tmp_path / "sessions")
     return server
 
 

@@ -19,7 +19,7 @@ import pytest
 from catty.client import sync as module
 from catty.client.sync import SyncReport, sync_once
 from catty.client.syncback import Target
-from catty.client.syncstate import DirectoryLock, Intent, SyncState, read_pause, record_upload
+from catty.client.syncstate import DirectoryLock, Intent, SyncState, read_pause
 from catty.client.upload import prepare, send
 from catty.constants import BLOB_BYTES
 from catty.errors import CannotWrite, SyncLocked
@@ -42,8 +42,7 @@ class Pair:
 
     def begin(self) -> None:
         """As after an upload: both sides are the same, and that is known."""
-        uploaded = send(self.server, "s", prepare(self.here))
-        record_upload(self.home / "sessions", "id", self.here, uploaded.manifest)
+        send(self.server, "id", prepare(self.here), sessions=self.home / "sessions")
         subprocess.run(["cp", "-a", f"{self.here}/.", str(self.there)], check=True)
 
     def sync(self, **options: object) -> SyncReport:

@@ -11,6 +11,7 @@ import pytest
 
 from catty.client.download import download
 from catty.client.sources import human_size
+from catty.client.syncstate import SyncState, state_path
 from catty.client.trash import Trash
 from catty.client.upload import Progress, Uploaded, prepare, send
 from catty.constants import BLOB_BYTES, MIB
@@ -28,6 +29,7 @@ def server() -> MemoryServer:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory, and a home without any settings of whoever runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CATTY_HOME", str(tmp_path / "home/.catty"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
         monkeypatch.setenv(name, "catty")
@@ -127,6 +129,14 @@ def test_only_what_is_missing_is_sent(server: MemoryServer, project: Path) -> No
     assert server.packs_taken == 2
     assert upload(server, project).sent == 0
     assert server.packs_taken == 2
+
+
+def test_it_is_remembered_what_both_sides_have(server: MemoryServer, project: Path) -> None:
+    git(project, "init", "-q")
+    (project / "f").write_text("x")
+    upload(server, project)
+    with SyncState(state_path(project.parent / "home/.catty/sessions", "s", project)) as state:
+        assert list(state.base) == [b"f"], "git directories are no matter of sync-back"
 
 
 def test_large_files_go_in_several_packs(server: MemoryServer, project: Path) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from catty.client.config import home
 from catty.client.sources import Sources, find
+from catty.client.syncstate import record_upload
 from catty.constants import BLOB_BYTES, UPLOAD_LIMIT_BYTES
 from catty.errors import BlobsMissing
 from catty.workspace.manifest import Manifest
@@ -49,8 +51,9 @@ Report = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class Prepared:
-    """What will go. `notes` are for the user, one line each."""
+    """What of `directory` will go. `notes` are for the user, one line each."""
 
+    directory: Path
     sources: Sources
 
     @property
@@ -70,13 +73,16 @@ class Uploaded:
 
 def prepare(directory: Path, *, git: bool = True, limit: int = UPLOAD_LIMIT_BYTES) -> Prepared:
     """Look at what would go. Raises UploadTooLarge (naming the largest paths), GitNotSelfContained, UsageError."""
-    return Prepared(find(os.fsencode(directory), git=git, limit=limit))
+    return Prepared(directory, find(os.fsencode(directory), git=git, limit=limit))
 
 
-def send(server: Server, session: str, prepared: Prepared, report: Report | None = None) -> Uploaded:
-    """Send what was prepared, as it is now, and commit it as the session's workspace.
+def send(
+    server: Server, session: str, prepared: Prepared, report: Report | None = None, *, sessions: Path | None = None
+) -> Uploaded:
+    """Send what was prepared, as it is now, and commit it as the workspace of `session` (an id).
 
-    Files may change meanwhile: what is committed is what was sent. Raises what the server raises.
+    Files may change meanwhile: what is committed is what was sent. It is remembered for sync-back as what both sides have, in
+    `sessions` (default: `~/.catty/sessions`). Raises what the server raises.
     """
     upload = _Upload(server, prepared.sources, report or (lambda _: None))
     for attempt in range(1, _ATTEMPTS + 1):
@@ -88,6 +94,7 @@ def send(server: Server, session: str, prepared: Prepared, report: Report | None
                 raise
             upload.forget_what_the_server_has()
             continue
+        record_upload(sessions or home().sessions, session, prepared.directory, manifest)
         skipped = tuple((os.fsdecode(path.removeprefix(WORKSPACE + b"/")), why) for path, why in upload.skipped)
         return Uploaded(number, manifest, upload.sent, skipped)
     raise AssertionError("unreachable")
