@@ -13,7 +13,7 @@ ARGS =
 .PHONY: test check lock bench-lifecycle system engine
 
 test: system engine check
-	$(PYTHON) -m pytest --cov $(ARGS)
+	$(PYTHON) -m pytest --cov=catty $(ARGS)
 
 check:
 	$(PYTHON) -m ruff check .

@@ -37,7 +37,7 @@ FORWARDED: Final = ("PIP_INDEX_URL", "NPM_CONFIG_REGISTRY")  # mirrors that this
 STEP: Final = re.compile(r"(?:#\d+ [\d.]+ )?catty: (.+)")
 # The engines' own last words repeat the whole command; what went wrong stands in front of them.
 NOISE: Final = re.compile(
-    r"Error: building at STEP|subprocess exited with|exit status|ERROR: |#\d+ (ERROR|CACHED|DONE)|[->]+$"
+    r"Error: building at STEP|subprocess exited with|exit status|ERROR: |https://|#\d+ (ERROR|CACHED|DONE)|[->]+$"
 )
 STEP_IN_FILE: Final = re.compile(r"""echo (['"])catty: (.+)\1""")
 
