@@ -25,7 +25,7 @@ system:
 	@missing=$$(for package in $(DEBIAN); do dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
 	if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
 	    sudo=$$([ "$$(id -u)" -eq 0 ] || echo sudo); \
-	    set -x; $$sudo apt-get -qq update && $$sudo apt-get install --yes --no-install-recommends $$missing; \
+	    set -x; $$sudo apt-get -qq update && $$sudo apt-get install -qq --no-install-recommends $$missing; \
 	fi
 
 # The first run of Catty does the same, after asking.
