@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,3 +151,27 @@ async def test_replaced_images_go_but_used_ones_stay(builder: Builder) -> None:
         assert builder.images() == {images[0], *images[2:]}
     finally:
         builder.engine("rm", used)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_make_base_cleans_up(ended: bool, tmp_path: Path) -> None:
+    """Whether it is let run or ended in the middle, nothing stays in the directory for temporary files."""
+    if not Path("/usr/lib/apt/apt-helper").exists():
+        pytest.skip("this host has no apt")
+    temporary, tools, marker = tmp_path / "tmp", tmp_path / "tools", tmp_path / "started"
+    temporary.mkdir()
+    tools.mkdir()
+    os.mkfifo(marker)
+    # A stand-in that tells when it runs: how a Debian is made is mmdebstrap's business.
+    (tools / "mmdebstrap").write_text(f"#!/bin/sh\necho started >{marker}\n{'sleep 60' if ended else 'echo archive'}\n")
+    (tools / "mmdebstrap").chmod(0o755)
+    env = {**os.environ, "TMPDIR": str(temporary), "PATH": f"{tools}:{os.environ['PATH']}"}
+    script = Path(identity.__file__).with_name("make-base")
+    with subprocess.Popen(["sh", str(script)], env=env, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert marker.read_text() == "started\n"
+        assert len(list(temporary.iterdir())) == 1
+        if ended:
+            os.killpg(process.pid, signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == ((143, b"") if ended else (0, b"archive\n"))
+    assert list(temporary.iterdir()) == []
