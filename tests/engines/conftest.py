@@ -28,3 +28,9 @@ def podman_site(engine_directory: Path) -> Site:
     return Site(
         lambda owner: ContainerEngine(PodmanBackend(program, engine_directory), owner, engine_directory), cli, IMAGE
     )
+
+
+@pytest.fixture
+def runsc_site(podman_site: Site, engine_directory: Path) -> Site:
+    podman_site.runtime = "runsc"
+    return podman_site

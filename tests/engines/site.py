@@ -23,6 +23,7 @@ class Site:
     open: Callable[[str], Engine]
     cli: list[str]
     image: str
+    runtime: str = ""  # OCI runtime that specs ask for
     owner: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:8]}")
 
     async def command(self, *words: str, ok: bool = True) -> str:
@@ -77,7 +78,9 @@ class Site:
         assert await self.remains() == []
 
     def spec(self, **more: object) -> MachineSpec:
-        return MachineSpec(**({"machine": str(uuid.uuid4()), "image": self.image, "memory_mb": 512} | more))  # type: ignore[arg-type]
+        return MachineSpec(
+            **({"machine": str(uuid.uuid4()), "image": self.image, "memory_mb": 512, "runtime": self.runtime} | more)
+        )  # type: ignore[arg-type]
 
     async def boot(self, engine: Engine, **more: object) -> str:
         """A running machine, listening."""

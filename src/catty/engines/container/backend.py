@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 from catty.engines.container.api import CALL_S, Api, Reply
 from catty.engines.container.dialect import Dialect
 from catty.engines.container.docker import DockerDialect
+from catty.engines.container.host import find_program
 from catty.engines.container.podman import PodmanDialect
+from catty.engines.container.sandbox import RUNSC, runsc_programs
 from catty.engines.container.service import PodmanService
 from catty.errors import EngineDown
 
@@ -24,6 +25,10 @@ class Backend(abc.ABC):
 
     dialect: Dialect
     api: Api
+    # The OCI runtime that requests name, where they can ("": none), and whether it is a sandbox with a network of its own making:
+    # gVisor takes no routes from inside and shows no cgroups.
+    runtime: str = ""
+    sandbox: bool = False
 
     @abc.abstractmethod
     def candidates(self) -> list[tuple[str, ...]]:
@@ -36,6 +41,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def command(self, options: Sequence[str]) -> list[str]:
         """The command line of its own client (for building images), up to the subcommand."""
+
+    @abc.abstractmethod
+    def variant(self, runtime: str) -> Backend:
+        """The same engine, with this OCI runtime."""
 
     @abc.abstractmethod
     async def use(self, options: Sequence[str]) -> None:
@@ -79,16 +88,27 @@ class PodmanBackend(Backend):
         self._program = program
         # Its events go to a file: a user may not be allowed to read the journal.
         self._globals = ("--events-backend=file", *globals_)
+        self._given = tuple(globals_)
         self._directory = directory
         self._name = name
         self._call_s = call_s
+        self._candidates = _podman_candidates()
         self._options: tuple[str, ...] = ()
         self._service = self._make_service()
         self.api = self._make_api()
 
     def candidates(self) -> list[tuple[str, ...]]:
-        runtimes = [f"--runtime={name}" for name in ("runc", "crun") if _find(name)]
-        return [(), *((runtime,) for runtime in runtimes), *(("--cgroup-manager=cgroupfs", r) for r in runtimes)]
+        return self._candidates
+
+    def variant(self, runtime: str) -> Backend:
+        # A service each: Podman 4 ignores the OCI runtime that a request names.
+        other = PodmanBackend(
+            self._program, self._directory, globals_=self._given, call_s=self._call_s, name=f"podman-{runtime}"
+        )
+        other.sandbox = runtime == RUNSC
+        programs = runsc_programs(self._directory) if other.sandbox else [runtime]
+        other._candidates = [(f"--runtime={program}",) for program in programs]
+        return other
 
     def identity(self) -> list[str]:
         status = Path(self._program).stat()
@@ -122,13 +142,20 @@ class PodmanBackend(Backend):
 class DockerBackend(Backend):
     """Docker's daemon, which listens on `socket`."""
 
-    def __init__(self, socket: Path, *, call_s: float = CALL_S) -> None:
+    def __init__(self, socket: Path, *, call_s: float = CALL_S, runtime: str = "") -> None:
         self.dialect = DockerDialect()
+        self.runtime = runtime
+        self.sandbox = runtime == RUNSC
         self._socket = socket
+        self._call_s = call_s
         self.api = Api(socket, self.dialect.prefix, call_s=call_s)
 
     def candidates(self) -> list[tuple[str, ...]]:
         return [()]
+
+    def variant(self, runtime: str) -> Backend:
+        # It must stand in daemon.json, runsc with the flags of sandbox.py.
+        return DockerBackend(self._socket, call_s=self._call_s, runtime=runtime)
 
     def identity(self) -> list[str]:
         try:
@@ -148,6 +175,6 @@ class DockerBackend(Backend):
             raise EngineDown(reason=f"{self._socket} is not there")
 
 
-def _find(program: str) -> str | None:
-    # Administrators' directories are not on every user's PATH, but Podman looks there too.
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin")
+def _podman_candidates() -> list[tuple[str, ...]]:
+    runtimes = [f"--runtime={name}" for name in ("runc", "crun") if find_program(name)]
+    return [(), *((runtime,) for runtime in runtimes), *(("--cgroup-manager=cgroupfs", r) for r in runtimes)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import time
 from collections.abc import AsyncIterator
@@ -29,15 +30,20 @@ from catty.engines.container.containers import SUBNETS, Containers, filters
 from catty.engines.container.images import build_image
 from catty.engines.container.plan import (
     HOME_VOLUME,
+    LABEL_CLOSED,
     LABEL_MACHINE,
     LABEL_OWNER,
+    LABEL_PREFIX,
+    LABEL_RUNTIME,
     LABEL_SALVAGE,
     WORKSPACE_VOLUME,
     Facts,
     machine_plan,
     salvage_plan,
+    sandboxed,
 )
 from catty.engines.container.probe import load_facts, probe, save_facts
+from catty.engines.container.sandbox import close_addresses
 from catty.errors import EngineDown, EngineFailed, EngineSlow, MachineNotFound, MachineUnreachable
 
 __all__ = ["ContainerEngine"]
@@ -70,9 +76,10 @@ class ContainerEngine(Engine):
         self._backend = backend
         self._containers = Containers(backend)
         self._owner = owner
-        self._cache = directory / "probe.json"
-        self._facts: Facts | None = None
-        self._probing = asyncio.Lock()
+        self._directory = directory
+        self._main = _Flavour(backend, directory / "probe.json")
+        self._flavours: dict[str, _Flavour] = {}  # by OCI runtime asked for
+        self._asked: dict[str, str] = {}  # OCI runtimes of machines that this process made
 
     async def probe(self) -> Capabilities:
         facts = await self.facts()
@@ -104,11 +111,12 @@ class ContainerEngine(Engine):
         if await self.has_image(image):
             return
         facts = await self.facts()
-        log = self._cache.with_name("image.log")
+        log = self._directory / "image.log"
         await build_image(self._backend.command(facts.options), image, progress, log, host_ca_bundle())
 
     async def create(self, spec: MachineSpec) -> Machine:
-        facts = await self.facts()
+        flavour = await self._flavour(spec.runtime)
+        facts = await flavour.facts()
         name = self._name(spec.machine)
         if not facts.network:
             raise EngineFailed(action="give a machine a network", reason="neither slirp4netns nor pasta works here")
@@ -117,13 +125,20 @@ class ContainerEngine(Engine):
             labels = {LABEL_OWNER: self._owner, LABEL_MACHINE: spec.machine}
             closed += [SUBNETS, await self._containers.create_network(name, labels)]
         plan = machine_plan(spec, name, self._owner, facts, closed)
-        await self._containers.create(plan, facts.first_id)
+        if flavour.backend.sandbox:
+            plan = sandboxed(plan, spec.runtime)
+        await flavour.containers.create(dataclasses.replace(plan, runtime=flavour.backend.runtime), facts.first_id)
+        self._asked[spec.machine] = spec.runtime
         return await self.inspect(spec.machine)
 
     async def start(self, machine: str) -> None:
-        await self.facts()
+        if machine not in self._asked:
+            self._asked[machine] = (await self._labels(machine)).get(LABEL_RUNTIME, "")
+        flavour = await self._flavour(self._asked[machine])
         with _named(machine):
-            await self._containers.start(self._name(machine))
+            await flavour.containers.start(self._name(machine))
+        if flavour.backend.sandbox:
+            await self._close_addresses(machine)
 
     async def stop(self, machine: str, grace: float) -> None:
         await self.facts()
@@ -198,22 +213,36 @@ class ContainerEngine(Engine):
             await self._remove_helper(plan.name)
 
     async def close(self) -> None:
-        await self._backend.close()
+        for flavour in (self._main, *self._flavours.values()):
+            await flavour.backend.close()
 
     async def facts(self) -> Facts:
         """What probing found, from the cache or by probing now; the backend answers from here on."""
-        async with self._probing:
-            if self._facts is None:
-                self._cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                facts = load_facts(self._cache, self._backend)
-                if facts is None:
-                    facts = await probe(self._backend)
-                    save_facts(self._cache, self._backend, facts)
-                else:
-                    await self._backend.use(facts.options)
-                self._backend.api.storage = Path(facts.storage)
-                self._facts = facts
-            return self._facts
+        return await self._main.facts()
+
+    async def _flavour(self, runtime: str) -> _Flavour:
+        """What makes machines with the OCI runtime that a spec asks for."""
+        if runtime in ("", (await self.facts()).runtime):
+            return self._main
+        if not _NAME.fullmatch(runtime):
+            raise EngineFailed(action="use an OCI runtime", reason=f"{runtime!r} is not the name of one")
+        if runtime not in self._flavours:
+            self._flavours[runtime] = _Flavour(
+                self._backend.variant(runtime), self._directory / f"probe-{runtime}.json"
+            )
+        return self._flavours[runtime]
+
+    async def _close_addresses(self, machine: str) -> None:
+        inspected = await self._inspect(machine)
+        closed = inspected["Config"]["Labels"].get(LABEL_CLOSED, "").split(",")
+        try:
+            await close_addresses(inspected, closed, rootless=(await self.facts()).rootless)
+        except EngineFailed:
+            await self._containers.stop(self._name(machine), 0)  # better none than an open one
+            raise
+
+    async def _labels(self, machine: str) -> dict[str, str]:
+        return (await self._inspect(machine))["Config"].get("Labels") or {}
 
     def _name(self, machine: str) -> str:
         if not _NAME.fullmatch(machine):
@@ -258,6 +287,32 @@ class ContainerEngine(Engine):
         return UnixEndpoint(dialect.host_path(inspected, mountpoint), owner)
 
 
+class _Flavour:
+    """An engine with one OCI runtime, and what was found about it."""
+
+    def __init__(self, backend: Backend, cache: Path) -> None:
+        self.backend = backend
+        self.containers = Containers(backend)
+        self._cache = cache
+        self._facts: Facts | None = None
+        self._probing = asyncio.Lock()
+
+    async def facts(self) -> Facts:
+        """From the cache or by probing now; the backend answers from here on."""
+        async with self._probing:
+            if self._facts is None:
+                self._cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                facts = load_facts(self._cache, self.backend)
+                if facts is None:
+                    facts = await probe(self.backend)
+                    save_facts(self._cache, self.backend, facts)
+                else:
+                    await self.backend.use(facts.options)
+                self.backend.api.storage = Path(facts.storage)
+                self._facts = facts
+            return self._facts
+
+
 @contextlib.contextmanager
 def _named(machine: str) -> Any:
     """Errors name the machine as the caller does."""
@@ -281,5 +336,5 @@ def _machine(inspected: dict[str, Any]) -> Machine:
         state=status,
         exit_code=int(state["ExitCode"]) if exited else None,
         oom_killed=bool(state.get("OOMKilled")) and exited,
-        labels={key: value for key, value in labels.items() if key not in (LABEL_OWNER, LABEL_MACHINE)},
+        labels={key: value for key, value in labels.items() if not key.startswith(LABEL_PREFIX)},
     )

@@ -13,6 +13,7 @@ from typing import Final
 
 __all__ = [
     "LINK_LOCAL",
+    "find_program",
     "fingerprint",
     "hard_limit",
     "has_subids",
@@ -103,6 +104,11 @@ def fingerprint() -> list[str]:
             parts.append(f"{name} -")
     parts += [f"{name} {shutil.which(name)}" for name in _PROGRAMS]
     return parts
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program, also in the administrators' directories, which are not on every user's PATH."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin")
 
 
 def is_root() -> bool:

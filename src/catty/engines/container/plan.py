@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,8 +13,11 @@ from catty.engines.container.host import LINK_LOCAL
 __all__ = [
     "ENDPOINT_OPTIONS",
     "HOME_VOLUME",
+    "LABEL_CLOSED",
     "LABEL_MACHINE",
     "LABEL_OWNER",
+    "LABEL_PREFIX",
+    "LABEL_RUNTIME",
     "LABEL_SALVAGE",
     "WORKSPACE_VOLUME",
     "Facts",
@@ -23,12 +27,16 @@ __all__ = [
     "endpoint_volume",
     "machine_plan",
     "salvage_plan",
+    "sandboxed",
     "shm",
 ]
 
+LABEL_PREFIX: Final = "catty."  # of our own labels, which callers do not see
 LABEL_OWNER: Final = "catty.owner"
 LABEL_MACHINE: Final = "catty.machine"
 LABEL_SALVAGE: Final = "catty.salvage"
+LABEL_RUNTIME: Final = "catty.runtime"  # the OCI runtime that was asked for
+LABEL_CLOSED: Final = "catty.closed"  # addresses to be closed from outside, comma-separated
 WORKSPACE_VOLUME: Final = "workspace"
 HOME_VOLUME: Final = "home"
 
@@ -146,6 +154,12 @@ def machine_plan(spec: MachineSpec, name: str, owner: str, facts: Facts, host_ad
         network=facts.network,
         auto_userns=facts.auto_userns,
     )
+
+
+def sandboxed(plan: Plan, runtime: str) -> Plan:
+    """`plan` for a sandbox, whose addresses are closed from outside (sandbox.py): it can set no routes."""
+    labels = {**plan.labels, LABEL_RUNTIME: runtime, LABEL_CLOSED: plan.env["CATTY_CLOSED"]}
+    return dataclasses.replace(plan, labels=labels, env={**plan.env, "CATTY_CLOSED": ""}, capabilities=())
 
 
 def salvage_plan(machine: str, name: str, owner: str, *, image: str, facts: Facts, id_map: IdMap | None) -> Plan:

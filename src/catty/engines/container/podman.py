@@ -17,11 +17,12 @@ _PERIOD_US: Final = 100_000
 _LOG_BYTES: Final = 1 * MIB  # what a machine's PID 1 may leave on the host's disk
 
 # One private network per machine, without a bridge and so without neighbours; the host's loopback is not reachable through it.
-_SLIRP: Final = ("cidr=10.0.2.0/24", "allow_host_loopback=false", "enable_ipv6=false")
-_NAME_SERVER: Final = "10.0.2.3"
+# Its usual addresses, 10.0.2.0/24, are also those of the host itself in many virtual machines.
+_SLIRP: Final = ("cidr=10.213.255.0/24", "allow_host_loopback=false", "enable_ipv6=false")
+_NAME_SERVER: Final = "10.213.255.3"
 # Pasta made to look the same (podman-run(1) names these options as the equivalent of slirp4netns).
 _PASTA: Final = (
-    "--ipv4-only,-a,10.0.2.100,-n,24,-g,10.0.2.2,--dns-forward,10.0.2.3,--no-map-gw,--map-guest-addr,none,"
+    f"--ipv4-only,-a,10.213.255.100,-n,24,-g,10.213.255.2,--dns-forward,{_NAME_SERVER},--no-map-gw,--map-guest-addr,none,"
     "--no-ndp,--no-dhcpv6,--no-dhcp"
 )
 
