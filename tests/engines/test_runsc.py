@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -44,4 +45,6 @@ class TestRunsc(EngineConformance):
         machine = await site.boot(engine, memory_mb=256)
         code, output = await site.inside(machine, "python3 -c 'bytearray(400 << 20); print(\"not limited\")'")
         assert code != 0, output
-        assert (await engine.inspect(machine)).state is MachineState.EXITED  # its kernel goes with it
+        async with asyncio.timeout(10):  # its kernel goes with it
+            while (await engine.inspect(machine)).state is not MachineState.EXITED:
+                await asyncio.sleep(0.1)
