@@ -187,6 +187,4 @@ def _exit_code(value: dict[str, Any]) -> int:
         return code
     if isinstance(number, int):
         return 128 + number
-    raise ConnectionLost(server="the machine", reason="the command's end is unknown") from BadRequest(
-        "EXIT without code"
-    )
+    raise ConnectionLost(server="the machine", reason="the command's end is unknown")
