@@ -20,7 +20,7 @@ from catty.client.syncback import SyncBack, Target
 from catty.client.synclink import put_file
 from catty.client.syncstate import DirectoryLock, SyncState, read_pause
 from catty.constants import BLOB_BYTES
-from catty.errors import CattyError, ServerUnreachable, UsageError
+from catty.errors import CattyError, ConnectionLost, ServerUnreachable, UsageError
 from catty.workspace import apply
 from runtime.workspace_support import Machine
 
@@ -321,18 +321,23 @@ async def test_a_storm_of_renames_ends_in_the_same_tree(bench: Bench) -> None:
     assert bench.notices == []
 
 
-async def test_a_hostile_machine_disturbs_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hostile_machine_disturbs_nobody(bench: Bench) -> None:
     class Hostile:
+        def __init__(self) -> None:
+            self.closed = False
+            self.heard = 0
+
         async def send(self, message: bytes | str) -> None: ...
 
         async def receive(self) -> bytes | str:
-            return (
-                '{"type":"listing","digest":"","sent":true}' if (heard := next(turn)) == 0 else os.urandom(50 + heard)
-            )
+            if self.closed:
+                raise ConnectionLost(server="bench", reason="closed")
+            await asyncio.sleep(0)
+            self.heard += 1
+            return '{"type":"listing","digest":"","sent":true}' if self.heard == 1 else os.urandom(50)
 
-        async def close(self) -> None: ...
-
-    turn = iter(range(1000))
+        async def close(self) -> None:
+            self.closed = True
 
     async def connect() -> Hostile:
         return Hostile()

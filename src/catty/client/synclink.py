@@ -29,6 +29,7 @@ __all__ = ["Link", "Socket", "put_file"]
 _VERSION: Final = 1
 _INSIDE: Final = WORKSPACE + b"/"
 _TOP: Final = Entry(WORKSPACE, Kind.DIR)
+_CLOSE_S: Final = 1.0
 _PATHS_BYTES: Final = 1 << 20  # of one PATHS object
 
 
@@ -89,7 +90,7 @@ class Link:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         await self._exchange.__aexit__(kind, error, trace)
-        await self._socket.close()
+        await _close(self._socket)
 
     async def open(self, rules: DirectoryRules) -> None:
         """Get the listing; from then on changes are told. Raises ConnectionError, TimeoutError, CattyError, as all methods do."""
@@ -203,10 +204,19 @@ async def put_file(connect: Callable[[], Awaitable[Socket]], path: Path) -> str:
     except (ConnectionError, TimeoutError) as error:
         raise ConnectionLost(server="the machine", reason=str(error) or "no answer in time") from None
     finally:
-        await socket.close()
+        await _close(socket)
     if not isinstance(answer.get("path"), str):
         raise from_json(answer.get("error"))
     return str(answer["path"])
+
+
+async def _close(socket: Socket) -> None:
+    """Close it, and wait until it is: what the loop leaves open when it ends is nobody's."""
+    await socket.close()
+    with suppress(ConnectionLost, TimeoutError):
+        async with asyncio.timeout(_CLOSE_S):
+            while True:
+                await socket.receive()
 
 
 def _portions(paths: Iterable[bytes]) -> Iterable[bytes]:
