@@ -17,7 +17,7 @@ from catty.errors import BadRequest, CattyError
 from catty.runtime import workspace_watch
 from catty.runtime.workspace_put import clean_name
 from catty.server.sessions.control import open_websocket
-from catty.server.snapshots import _Channel
+from catty.wire.channel import Channel
 from catty.workspace.exchange import Exchange, Kind, Object, join_digests
 from catty.workspace.manifest import Manifest
 from catty.workspace.model import digest
@@ -97,7 +97,7 @@ class Client:
 
 @asynccontextmanager
 async def client(machine: Machine) -> AsyncIterator[Client]:
-    channel = _Channel()
+    channel = Channel()
     await open_websocket(await machine.dial(), "/sync", "", lambda: channel, 2 << 20)
     async with Exchange(channel) as exchange:
         yield Client(exchange)

@@ -14,7 +14,7 @@ import picows
 
 from catty.runtime.workspace_serve import serve
 from catty.runtime.workspace_trees import Trees
-from catty.server.snapshots import _Channel
+from catty.wire.channel import Channel
 from catty.wire.sockets import UnixSocket
 
 __all__ = ["Machine", "fingerprint", "make_tree", "trees_in"]
@@ -51,7 +51,7 @@ class Machine:
         await asyncio.gather(*self.served, return_exceptions=True)
 
     def _accept(self, request: picows.WSUpgradeRequest) -> picows.WSListener:
-        channel = _Channel()
+        channel = Channel()
         path = request.path.decode()
         self.served.append(asyncio.create_task(serve(path, channel, self.trees, self.conversation)))
         return channel

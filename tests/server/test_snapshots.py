@@ -15,7 +15,8 @@ from obstore.store import MemoryStore
 
 from catty.errors import HeadTaken, RestoreFailed, SaveFailed, StoreFailed
 from catty.server import snapshots
-from catty.server.snapshots import _Channel, restore, save
+from catty.server.snapshots import restore, save
+from catty.wire.channel import Channel
 from catty.wire.sockets import UnixSocket
 from catty.workspace.exchange import Exchange, Kind, join_digests
 from catty.workspace.manifest import EMPTY, Manifest, dump_delta
@@ -41,7 +42,7 @@ class Hostile:
 
     def __init__(self, path: str) -> None:
         self.path, self.script = path, None
-        self.channels: list[_Channel] = []
+        self.channels: list[Channel] = []
         self.requests: list[tuple[str, str]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -51,11 +52,11 @@ class Hostile:
 
     def accept(self, request: picows.WSUpgradeRequest) -> picows.WSListener:
         self.requests.append((request.path.decode(), request.headers.get("authorization", "")))
-        self.channels.append(_Channel())
+        self.channels.append(Channel())
         self._tasks.append(asyncio.create_task(self._play(self.channels[-1])))
         return self.channels[-1]
 
-    async def _play(self, channel: _Channel) -> None:
+    async def _play(self, channel: Channel) -> None:
         async with Exchange(channel) as exchange:
             await self.script(exchange)  # type: ignore[misc]
             await exchange.receive()  # until the server has had enough

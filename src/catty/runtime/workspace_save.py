@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Container, Iterable
+from collections.abc import Container, Sequence
 from typing import Any, Final, NamedTuple
 
 from catty.errors import BadRequest, MachineError
@@ -58,15 +58,23 @@ class PackSender:
             asyncio.run_coroutine_threadsafe(sending, self._exchange.loop).result()
 
 
-async def serve_save(trees: Trees, conversation: Iterable[str], exchange: Exchange, request: dict[str, Any]) -> None:
-    """Serve one connection whose first message was `request`. `conversation`: paths below the home that belong to a snapshot."""
+async def serve_save(
+    trees: Trees, conversation: Sequence[str] | None, exchange: Exchange, request: dict[str, Any]
+) -> None:
+    """Serve one connection whose first message was `request`.
+
+    `conversation`: paths below the home that belong to a snapshot, unless the request says which; None: of the home, what the base has.
+    """
+    paths = request.get("conversation", conversation)
+    if paths is not None and not all(isinstance(path, str) for path in paths):
+        raise BadRequest("conversation is a list of paths")
     async with trees.busy:
         base = await _base(trees, exchange, request.get("base"))
         known: Container[bytes] = await in_thread(base.blobs)
         for _ in range(2):  # a second time if the server turns out to have lost what it is known to have
             stop = threading.Event()
             sender = PackSender(exchange, known, stop)
-            scan = await in_thread(_scan, trees, conversation, base, sender, stop=stop)
+            scan = await in_thread(_scan, trees, paths, base, sender, stop=stop)
             if scan.manifest == base:
                 trees.baseline = base
                 await exchange.send("unchanged")
@@ -94,13 +102,15 @@ async def _base(trees: Trees, exchange: Exchange, digest: Any) -> Manifest:
     return base
 
 
-def _scan(trees: Trees, conversation: Iterable[str], base: Manifest, sender: PackSender) -> _Scan:
-    rules, rest = save_rules(), below(conversation)
-    excludes = {HOME: lambda path, is_dir: rest(path, is_dir) or rules(path, is_dir), WORKSPACE: rules}
-    entries: list[Entry] = []
-    skipped: list[tuple[bytes, str]] = []
-    torn: list[bytes] = []
-    for tree, exclude in excludes.items():  # in the order of their names, as a manifest has them
+def _scan(trees: Trees, conversation: Sequence[str] | None, base: Manifest, sender: PackSender) -> _Scan:
+    rules, entries, skipped, torn = save_rules(), [], [], []
+    excludes = {WORKSPACE: rules}
+    if conversation is None:
+        entries += [entry for path, entry in base.entries.items() if path.partition(b"/")[0] == HOME]
+    else:
+        others = below(conversation)
+        excludes[HOME] = lambda path, is_dir: others(path, is_dir) or rules(path, is_dir)
+    for tree, exclude in excludes.items():
         root = trees.open(tree)
         try:
             scanner = Scanner(root, tree, trees.cache, exclude=exclude, needed=sender.needed, take=sender.take)
@@ -110,7 +120,7 @@ def _scan(trees: Trees, conversation: Iterable[str], base: Manifest, sender: Pac
         skipped += scanner.skipped
         torn += scanner.torn
     sender.flush()
-    return _Scan(Manifest(entries), skipped, torn)
+    return _Scan(Manifest.of(entries), skipped, torn)
 
 
 def _settled(entry: Entry, base: Manifest) -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from catty.errors import BadRequest, CattyError, MachineError
@@ -19,7 +19,7 @@ PATHS: Final = ("/restore", "/save", "/sync")
 _LOG: Final = logging.getLogger(__name__)
 
 
-async def serve(path: str, channel: Channel, trees: Trees, conversation: Iterable[str]) -> None:
+async def serve(path: str, channel: Channel, trees: Trees, conversation: Sequence[str] | None) -> None:
     """Serve the connection to its end; its errors are told to the other side and logged, never raised."""
     try:
         async with Exchange(channel) as exchange:
@@ -35,7 +35,7 @@ async def serve(path: str, channel: Channel, trees: Trees, conversation: Iterabl
         _LOG.warning("%s failed: %s", path, error.message)
 
 
-async def _serve(path: str, exchange: Exchange, trees: Trees, conversation: Iterable[str]) -> None:
+async def _serve(path: str, exchange: Exchange, trees: Trees, conversation: Sequence[str] | None) -> None:
     match path:
         case "/restore":
             await serve_restore(trees, exchange, await exchange.expect("restore"))

@@ -8,14 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
-import picows
-
-from catty.constants import MIB, TRANSFER_MESSAGE_BYTES
+from catty.constants import TRANSFER_MESSAGE_BYTES
 from catty.errors import (
     BadRequest,
     BlobsMissing,
@@ -28,6 +25,7 @@ from catty.errors import (
     StoreFailed,
 )
 from catty.server.sessions.control import open_websocket, printable
+from catty.wire.channel import Channel
 from catty.workspace.exchange import Exchange, Kind, Object, split_digests
 from catty.workspace.heads import Head
 from catty.workspace.manifest import EMPTY, Manifest
@@ -43,8 +41,6 @@ Progress = Callable[[int, int], None]
 SAVE_LIMIT_S: Final = 1800.0
 RESTORE_LIMIT_S: Final = 1800.0
 SAVE_BYTES_MAX: Final = 64 << 30  # of packs in one save; a machine that sends more is up to no good
-_UNREAD_BYTES: Final = 4 * MIB
-_MESSAGE_COST: Final = 128  # bytes of memory beside its content; about
 _DIGESTS_MAX: Final = 1 << 22
 _LOG: Final = logging.getLogger(__name__)
 
@@ -84,18 +80,22 @@ async def save(
     store: SnapshotStore,
     session: str,
     *,
+    conversation: Sequence[str] | None = None,
     reason: str = "",
     generation: int = 0,
 ) -> Head | None:
     """Save what changed in the machine since the session's newest snapshot; None: nothing did.
 
+    `conversation`: the paths of the agent's home that belong to it (`AgentLaunch.conversation`); None leaves that to the machine's
+    claim, and where it has none (a helper that salvages) keeps of the home what the last snapshot has.
     `generation` is that of the save lease that the caller holds. Raises SaveFailed, StoreFailed, HeadTaken; may be repeated.
     """
     number = max(await store.numbers(session), default=0) + 1  # a damaged head keeps its number
     base_head = await store.latest(session)
     with _blaming_machine(SaveFailed):
         async with _exchange(dial, token, "/save", SAVE_LIMIT_S) as exchange:
-            await exchange.send("save", base=base_head.digest if base_head else None)
+            paths = {} if conversation is None else {"conversation": list(conversation)}
+            await exchange.send("save", base=base_head.digest if base_head else None, **paths)
             base: Manifest | None = None if base_head else EMPTY
             for _ in range(2):
                 new, done = await _changes(exchange, store, session, base_head, base)
@@ -171,82 +171,13 @@ def _expected(item: dict[str, Any], kind: str) -> None:
         raise BadRequest(f"expected {kind}")
 
 
-class _Channel(picows.WSListener):
-    """An `exchange.Channel` to a machine; buffers at most _UNREAD_BYTES that nobody has taken yet."""
-
-    def __init__(self) -> None:
-        self._messages: deque[str | bytes] = deque()
-        self._unread = 0
-        self._transport: picows.WSTransport | None = None
-        self._arrived, self._writable = asyncio.Event(), asyncio.Event()
-        self._writable.set()
-        self._lost: str | None = None
-
-    async def send(self, message: str | bytes) -> None:
-        await self._writable.wait()
-        if self._lost is not None or self._transport is None:
-            raise ConnectionError(self._lost)
-        kind = picows.WSMsgType.TEXT if isinstance(message, str) else picows.WSMsgType.BINARY
-        self._transport.send(kind, message)
-
-    async def receive(self) -> str | bytes:
-        while not self._messages:
-            if self._lost is not None:
-                raise ConnectionError(self._lost)
-            self._arrived.clear()
-            await self._arrived.wait()
-        message = self._messages.popleft()
-        self._unread -= len(message) + _MESSAGE_COST
-        if self._unread < _UNREAD_BYTES and self._lost is None and self._transport is not None:
-            self._transport.underlying_transport.resume_reading()
-        return message
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.disconnect()
-
-    def on_ws_connected(self, transport: picows.WSTransport) -> None:
-        self._transport = transport
-
-    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
-        match frame.msg_type:
-            case picows.WSMsgType.TEXT | picows.WSMsgType.BINARY if frame.fin:
-                data = frame.get_payload_as_bytes()
-                text = frame.msg_type is picows.WSMsgType.TEXT
-                self._messages.append(data.decode("ascii", errors="replace") if text else data)  # ours are pure ASCII
-                self._unread += len(data) + _MESSAGE_COST
-                if self._unread >= _UNREAD_BYTES:
-                    transport.underlying_transport.pause_reading()
-                self._arrived.set()
-            case picows.WSMsgType.PING | picows.WSMsgType.PONG:
-                pass
-            case picows.WSMsgType.CLOSE:
-                self._end(f"closed by the machine: {printable(frame.get_close_reason() or '')}")
-                transport.disconnect()
-            case _:
-                self._end("a fragmented message")
-                transport.disconnect()
-
-    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:  # noqa: ARG002  # picows' signature
-        self._end("the machine is gone")
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def _end(self, why: str) -> None:
-        self._lost = self._lost or why
-        self._arrived.set()
-        self._writable.set()
-
-
 @asynccontextmanager
 async def _exchange(dial: Dial, token: str, path: str, limit: float) -> AsyncIterator[Exchange]:
     async with asyncio.timeout(limit):
-        channel = _Channel()
+        channel = Channel()
         await open_websocket(await dial(), path, token, lambda: channel, TRANSFER_MESSAGE_BYTES + 1)
+        if not channel.connected:
+            raise ConnectionError("closed in the handshake")
         async with Exchange(channel) as exchange:
             yield exchange
 
