@@ -66,6 +66,7 @@ class EngineConformance:
         assert (created.id, created.state) == (spec.machine, MachineState.CREATED)
         assert created.labels["session"] == "brave-tiger-1234"
         assert await engine.create(spec) == created
+        await engine.stop(spec.machine, 1)
 
         await engine.start(spec.machine)
         await engine.start(spec.machine)
@@ -144,7 +145,7 @@ class EngineConformance:
         assert not await engine.has_image(spec.image)
         with pytest.raises(ImageMissing, match="catty-no-such-image"):
             await engine.create(spec)
-        await engine.destroy(spec.machine)
+        assert await site.remains() == []
         assert await engine.has_image(site.image)
 
     # ------------------------------------------------------------------------------------------ death

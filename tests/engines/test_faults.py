@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from catty import constants
 from catty.engines.base import Engine, Exit, MachineState
 from catty.engines.container import open_engine
 from catty.engines.container.backend import DockerBackend, PodmanBackend
@@ -122,7 +123,7 @@ async def test_engine_slow(podman_site: Site, directory: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a small disk")
-async def test_disk_full(podman_site: Site, directory: Path) -> None:
+async def test_disk_full(podman_site: Site, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = directory / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
@@ -138,6 +139,9 @@ async def test_disk_full(podman_site: Site, directory: Path) -> None:
             spec = podman_site.spec(image="localhost/small:1")
             with pytest.raises(OSError, match="No space left"):
                 (disk / "filler").write_bytes(bytes(32 << 20))
+            with pytest.raises(DiskFull, match=rf"100 % full \({disk}/root\)"):
+                await engine.create(spec)
+            monkeypatch.setattr(constants, "DISK_REFUSE_PERCENT", 101)  # let it try
             with pytest.raises(DiskFull, match=rf"100 % full \({disk}/root\)"):
                 await engine.create(spec)
             (disk / "filler").unlink()

@@ -22,11 +22,11 @@ def knows_host_sockets() -> bool:
     return "host-uds" in flags.stdout + flags.stderr
 
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(os.getuid() != 0 or not shutil.which("podman"), reason="needs rootful Podman"),
-    pytest.mark.skipif(not knows_host_sockets(), reason="no runsc of 2023 or later here (Debian: backports)"),
-]
+pytestmark = pytest.mark.engine
+if os.getuid() != 0 or not shutil.which("podman"):
+    pytest.skip("needs rootful Podman", allow_module_level=True)
+if not knows_host_sockets():
+    pytest.skip("no runsc of 2023 or later here (Debian: backports)", allow_module_level=True)
 
 
 class TestRunsc(EngineConformance):

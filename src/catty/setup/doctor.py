@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import platform
 import shutil
 import sys
@@ -66,6 +67,7 @@ async def _engine(engine: ContainerEngine) -> list[Check]:
         Check("open files, processes", "ok", f"at most {facts.nofile} and {facts.nproc} in a machine"),
         _user_namespace(facts),
         _network(facts),
+        *_lingering(facts),
         *_devices(),
         _disk("disk of machines", Path(facts.storage), "" if facts.disk_limit else ", not limited per machine"),
         *(Check("note", "warn", note) for note in facts.notes if note.startswith("storage")),
@@ -115,6 +117,16 @@ def _user_namespace(facts: Facts) -> Check:
         return Check(name, "ok", f"root in a machine is user {facts.first_id} on this host; machines share its ids")
     mend = _SUBIDS_MEND if not host.has_subids("containers") else "; ".join(_about(facts, "user namespace"))
     return Check(name, "warn", "root in a machine is root on this host", mend)
+
+
+def _lingering(facts: Facts) -> list[Check]:
+    """A rootless user's machines end with the user's last login, unless the user lingers."""
+    if not facts.rootless or not Path("/run/systemd/system").exists():
+        return []
+    user = getpass.getuser()
+    if Path("/var/lib/systemd/linger", user).exists():
+        return [Check("after logout", "ok", "machines go on")]
+    return [Check("after logout", "warn", "machines may end with your last login", f"`loginctl enable-linger {user}`")]
 
 
 def _network(facts: Facts) -> Check:

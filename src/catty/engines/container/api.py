@@ -14,7 +14,7 @@ import aiohttp
 
 from catty.errors import DiskFull, EngineDown, EngineFailed, EngineSlow, ImageMissing
 
-__all__ = ["CALL_S", "Api", "Reply"]
+__all__ = ["CALL_S", "Api", "Reply", "disk_full"]
 
 CALL_S: Final = 60.0  # an engine under load may take seconds for what takes 30 ms at rest
 _LINE_MAX_BYTES: Final = 1 << 20  # one event with all labels of a machine; far above any honest one
@@ -123,7 +123,7 @@ def disk_full(path: Path) -> DiskFull:
     try:
         usage = shutil.disk_usage(path)
     except OSError:
-        return DiskFull(percent=100, path=path)
+        return DiskFull(percent=0, path=path)
     return DiskFull(percent=100 * usage.used / max(usage.used + usage.free, 1), path=path)
 
 

@@ -25,6 +25,7 @@ from catty.engines.base import (
 )
 from catty.engines.ca import host_ca_bundle
 from catty.engines.container import host
+from catty.engines.container.api import disk_full
 from catty.engines.container.backend import Backend
 from catty.engines.container.containers import SUBNETS, Containers, filters
 from catty.engines.container.images import build_image
@@ -44,7 +45,16 @@ from catty.engines.container.plan import (
 )
 from catty.engines.container.probe import load_facts, probe, save_facts
 from catty.engines.container.sandbox import close_addresses
-from catty.errors import EngineDown, EngineFailed, EngineSlow, MachineNotFound, MachineUnreachable
+from catty.errors import (
+    CattyError,
+    DiskFull,
+    EngineDown,
+    EngineFailed,
+    EngineSlow,
+    ImageMissing,
+    MachineNotFound,
+    MachineUnreachable,
+)
 
 __all__ = ["ContainerEngine"]
 
@@ -120,6 +130,10 @@ class ContainerEngine(Engine):
         name = self._name(spec.machine)
         if not facts.network:
             raise EngineFailed(action="give a machine a network", reason="neither slirp4netns nor pasta works here")
+        full = disk_full(Path(facts.storage))
+        refuse = full.fields["percent"] >= constants.DISK_REFUSE_PERCENT and not facts.disk_limit
+        if refuse and await self._containers.inspect(name) is None:
+            raise full
         closed = host.host_addresses()
         if self._backend.dialect.own_network:
             labels = {LABEL_OWNER: self._owner, LABEL_MACHINE: spec.machine}
@@ -127,7 +141,13 @@ class ContainerEngine(Engine):
         plan = machine_plan(spec, name, self._owner, facts, closed)
         if flavour.backend.sandbox:
             plan = sandboxed(plan, spec.runtime)
-        await flavour.containers.create(dataclasses.replace(plan, runtime=flavour.backend.runtime), facts.first_id)
+        try:
+            await flavour.containers.create(dataclasses.replace(plan, runtime=flavour.backend.runtime), facts.first_id)
+        except (EngineFailed, ImageMissing, DiskFull):
+            with contextlib.suppress(CattyError):  # what failed first is what the caller must know
+                if await self._containers.inspect(name) is None:
+                    await self._destroy(name)
+            raise
         self._asked[spec.machine] = spec.runtime
         return await self.inspect(spec.machine)
 
@@ -177,7 +197,7 @@ class ContainerEngine(Engine):
             params = {"stream": "true", "since": f"{since:.6f}", "filters": conditions}
             try:
                 async for event in self._backend.lines("events", action="tell what happens", params=params):
-                    since, wait = max(since, event.get("timeNano", 0) / 1e9), _WATCH_AGAIN_S
+                    since, wait = max(since, event.get("timeNano", 0) / 1e9 + 1e-6), _WATCH_AGAIN_S
                     labels = event.get("Actor", {}).get("Attributes", {})
                     if LABEL_MACHINE in labels and LABEL_SALVAGE not in labels:
                         yield await self._exit(labels[LABEL_MACHINE])
@@ -187,10 +207,7 @@ class ContainerEngine(Engine):
             wait = min(wait * 2, _WATCH_AGAIN_MAX_S)
 
     async def endpoint(self, machine: str) -> Endpoint:
-        inspected = await self._inspect(machine)
-        if _machine(inspected).state is not MachineState.RUNNING:
-            raise MachineUnreachable(reason="it is not running")
-        return self._endpoint(inspected, await self.facts())
+        return self._endpoint(await self._inspect(machine), await self.facts())
 
     @contextlib.asynccontextmanager
     async def salvage(self, machine: str) -> AsyncIterator[Endpoint]:
@@ -280,6 +297,8 @@ class ContainerEngine(Engine):
         return Exit(machine, ended.exit_code, reason)
 
     def _endpoint(self, inspected: dict[str, Any], facts: Facts) -> UnixEndpoint:
+        if _machine(inspected).state is not MachineState.RUNNING:
+            raise MachineUnreachable(reason="it is not running")
         dialect = self._backend.dialect
         mountpoint = dialect.mountpoint(inspected, constants.ENDPOINT_DIR)
         id_map = dialect.id_map(inspected)
