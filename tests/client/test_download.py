@@ -274,6 +274,11 @@ def test_nothing_is_written_through_a_symlink(server: MemoryServer, tmp_path: Pa
     assert list(outside.iterdir()) == []
 
 
+def test_notes_hold_nothing_that_a_terminal_would_obey(server: MemoryServer, tmp_path: Path) -> None:
+    hold(server, Entry(WORKSPACE + b"/\x1b]0;evil\x07", Kind.FILE, torn=True))
+    assert download(server, tmp_path).notes == ("?]0;evil? changed while it was saved",)
+
+
 def test_modes_lose_what_could_raise_rights(server: MemoryServer, tmp_path: Path) -> None:
     hold(server, Entry(WORKSPACE + b"/su", Kind.FILE, 0o6755), Entry(WORKSPACE + b"/d", Kind.DIR, 0o7000))
     mask = os.umask(0o022)

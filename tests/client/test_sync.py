@@ -112,6 +112,15 @@ def test_changes_arrive(pair: Pair) -> None:
     assert pair.sync().nothing
 
 
+def test_a_machine_restored_from_an_older_save_takes_nothing_away(pair: Pair) -> None:
+    (pair.there / "a").write_text("a2, and then the machine died")
+    pair.sync()
+    (pair.there / "a").write_text("a1")
+    pair.sync()
+    assert pair.files()["a"] == "a1"
+    assert "a2, and then the machine died" in pair.trashed()
+
+
 def test_a_local_change_stays_and_the_other_version_goes_beside_it(pair: Pair) -> None:
     (pair.here / "a").write_text("mine")
     (pair.there / "a").write_text("theirs")

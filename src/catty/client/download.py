@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from catty.client.sources import human_size
+from catty.client.sources import human_size, printable
 from catty.client.trash import Trash
 from catty.client.upload import Progress
 from catty.constants import BLOB_BYTES
@@ -89,7 +89,7 @@ def download(
         result = tree if form == "dir" else _archive(temporary / "archive", tree, label, entries)
         _move_into_place(result, place, force=force, trash=trash)
     files = [entry for entry in entries if entry.kind is Kind.FILE]
-    notes += [f"{os.fsdecode(entry.path[len(_INSIDE) :])} changed while it was saved" for entry in files if entry.torn]
+    notes += [f"{printable(entry.path[len(_INSIDE) :])} changed while it was saved" for entry in files if entry.torn]
     return Downloaded(place, len(files), sum(entry.size for entry in files), tuple(notes))
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from catty.client.download import Server, fetch, newest
-from catty.client.syncback import Target, printable
+from catty.client.sources import printable
+from catty.client.syncback import Target
 from catty.client.syncmirror import Mirror
 from catty.client.syncplan import Do, Plan, Step
 from catty.client.syncstate import DirectoryLock, SyncState

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from catty.client.debug import debug
+from catty.client.sources import printable
 from catty.client.synclink import Link, Socket
 from catty.client.syncmirror import GITIGNORE, Mirror
 from catty.client.syncplan import Brake, Do, Plan, Step
@@ -28,7 +29,7 @@ from catty.client.trash import Trash
 from catty.constants import RECONNECT_FIRST_S, RECONNECT_MAX_S
 from catty.errors import CattyError, SyncLocked
 
-__all__ = ["SyncBack", "Target", "printable"]
+__all__ = ["SyncBack", "Target"]
 
 _HOLD_S: Final = 1.0  # deletions wait until no new one came for this long: a file that is replaced is gone for a moment
 _HOLD_MAX_S: Final = 5.0
@@ -277,9 +278,3 @@ class _Session:
 
     def _brake_done(self, done: list[Step]) -> None:
         self._owner.brake.done(sum(step.do is Do.DELETE and not step.replaced for step in done), time.monotonic())
-
-
-def printable(text: bytes | str) -> str:
-    """Fit for a terminal: what is not printable (names come from a machine) becomes `?`."""
-    text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -176,6 +176,8 @@ class Mirror:
     def plan(self, remote: dict[bytes, Entry], paths: Iterable[bytes] | None = None) -> Plan:
         """What to do about `paths`, which are looked at now; None: about everything, as it was when last looked at."""
         base = self._state.base
+        # A comparison of everything may meet an older state of the machine (restored from a save): what that replaces is kept.
+        self._applier.keep_replaced = paths is None
         paths = paths if paths is None else set(paths)
         if paths is None or any(path.rpartition(b"/")[2].lower() in GIT_MARKS for path in paths):
             self._git_dirs = git_directories((*base, *remote, *self.local))

@@ -96,11 +96,13 @@ def same(one: Entry | None, other: Entry | None) -> bool:
 
 
 class Applier:
-    """Writes below `root`, an open directory. `keep` gets what is removed, and what may still be written to by someone."""
+    """Writes below `root`, an open directory. `keep` gets what is removed, and what may still be written to by someone; with
+    `keep_replaced` every old version."""
 
     def __init__(self, root: int, keep: Keep) -> None:
         self.root = root
         self.keep = keep
+        self.keep_replaced = False
 
     def look(self, path: bytes) -> Entry | None:
         """What stands at `path` now; see the function. Nothing where a parent is missing or no directory."""
@@ -294,7 +296,7 @@ class Staged:
 
     def _dispose(self, temp: bytes, path: bytes) -> None:
         """The old version goes, unless a program has it open: what that still writes is kept."""
-        if _open_elsewhere(self._parent, temp):
+        if self._applier.keep_replaced or _open_elsewhere(self._parent, temp):
             self._applier.keep(self._parent, temp, path)
         else:
             os.unlink(temp, dir_fd=self._parent)
