@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Rest:
 
     async def __call__(self, method: str, path: str, body: Any = None, expect: int = 200, **headers: str) -> Any:
         """The JSON (or bytes) of the answer, whose status must be `expect`."""
-        data = body if isinstance(body, bytes) or body is None else json.dumps(body)
+        data = io.BytesIO(body) if isinstance(body, bytes) else None if body is None else json.dumps(body)
         headers = {"Authorization": f"Bearer {self.token}"} | headers
         async with self.http.request(method, f"http://catty{path}", data=data, headers=headers) as answer:
             content = await answer.read()
@@ -92,6 +93,7 @@ async def rest(socket: Path, token: str) -> AsyncIterator[Rest]:
     """A client of the server that listens on `socket`."""
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as http:
         yield Rest(http, token)
+    await asyncio.sleep(0.01)  # aiohttp closes its connections, but does not wait for that
 
 
 @contextlib.asynccontextmanager

@@ -214,12 +214,11 @@ async def test_two_servers_on_one_database(short: Path, engine: ProcessEngine) -
         assert engine.calls.count("destroy") == 1
 
         second = await one.running()
-        async with first.database.begin() as connection:  # as if the first server had been away for long
-            await connection.execute(update(table).values(lease_expires=1.0))
+        # as if the first server had been away for long
+        await first.database.execute(update(table).values(lease_expires=1.0))
 
         async def taken_over() -> Any:
-            async with first.database.begin() as connection:
-                row = (await connection.execute(select(table).where(table.c.id == second["id"]))).one()
+            (row,) = await first.database.execute(select(table).where(table.c.id == second["id"]))
             return row.lease_generation > 1
 
         await eventually(taken_over)

@@ -286,8 +286,7 @@ async def test_list_works_without_an_engine(short: Path) -> None:
 async def test_time_to_live_ends_a_session_like_stop_does(rest: Rest, engine: ProcessEngine, server: Server) -> None:
     session = await rest.running()
     write(engine, session, "file", "work")
-    async with server.database.begin() as connection:
-        await connection.execute(update(table).values(ttl_sec=2))
+    await server.database.execute(update(table).values(ttl_sec=2))
     stopped = await rest.until(session["id"], lambda now: now["state"] == "stopped")
     assert (stopped["reason"], stopped["status"], stopped["error"]) == ("ttl", "timed_out", None)
     assert await saved(rest, session) == {"workspace/file": digest(b"work")}

@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 from catty.errors import RequestTooLarge
@@ -25,15 +25,18 @@ HEAD_S: Final = 10.0  # an honest client sends its head at once
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _CREDENTIALS: Final = struct.Struct("3i")
 
-Upgrade = Callable[[asyncio.Transport, bytes, bytes, Door], Awaitable[None]]
-"""Called with the transport (reading paused), the head, the bytes after it, and the door."""
+Upgrade = Callable[[asyncio.Transport, bytes, bytes, Door], asyncio.Task[None]]
+"""Called with the transport (reading paused), the head, the bytes after it, and the door; cancelled when the client leaves."""
 
 
 class Front(asyncio.Protocol):
-    """`web` makes a protocol for plain HTTP; `upgrade` takes the rest."""
+    """`web` makes a protocol for plain HTTP; `upgrade` takes the rest. `waiting` holds the connections that have sent no head yet."""
 
-    def __init__(self, door: Door, web: Callable[[], asyncio.Protocol], upgrade: Upgrade) -> None:
+    def __init__(
+        self, door: Door, web: Callable[[], asyncio.Protocol], upgrade: Upgrade, waiting: set[asyncio.Transport]
+    ) -> None:
         self._door = door
+        self._waiting = waiting
         self._web = web
         self._upgrade = upgrade
         self._head = bytearray()
@@ -49,6 +52,7 @@ class Front(asyncio.Protocol):
             transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(HEAD_S, transport.abort)
+        self._waiting.add(transport)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
@@ -58,7 +62,7 @@ class Front(asyncio.Protocol):
         end = self._head.find(END)
         if end < 0 and len(self._head) <= HEAD_MAX_BYTES:
             return
-        self._stop_timer()
+        self._head_is_over()
         if not 0 <= end <= HEAD_MAX_BYTES:
             refuse(self._transport, RequestTooLarge(limit=f"a head of {HEAD_MAX_BYTES} bytes"))
             return
@@ -66,7 +70,7 @@ class Front(asyncio.Protocol):
         if _UPGRADE.search(self._head, 0, end):
             self._transport.pause_reading()
             head, rest = bytes(self._head[:end]), bytes(self._head[end:])
-            self._serving = asyncio.ensure_future(self._upgrade(self._transport, head, rest, self._door))
+            self._serving = self._upgrade(self._transport, head, rest, self._door)
             return
         protocol = self._web()
         self._transport.set_protocol(protocol)
@@ -75,13 +79,15 @@ class Front(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """See asyncio."""
-        self._stop_timer()
+        self._head_is_over()
         if self._serving is not None:
             self._serving.cancel()
 
-    def _stop_timer(self) -> None:
+    def _head_is_over(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._transport is not None:
+            self._waiting.discard(self._transport)
 
 
 def _trusted(sock: socket.socket) -> bool:

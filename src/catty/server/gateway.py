@@ -8,6 +8,7 @@ side: who does not read makes the other one wait.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -63,6 +64,7 @@ class Gateway:
         self._machines = machines
         self._live: dict[_Splice, Principal] = {}
         self.clients: Counter[str] = Counter()
+        self._serving: set[asyncio.Task[None]] = set()
         self._guarding: asyncio.Task[NoReturn] | None = None
 
     async def __aenter__(self) -> Self:
@@ -70,13 +72,19 @@ class Gateway:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._guarding is not None:
-            self._guarding.cancel()
-        for splice in self._live:
-            splice.close()
+        tasks = [*self._serving, *([self._guarding] if self._guarding is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def serve(self, client: asyncio.Transport, head: bytes, rest: bytes, door: Door) -> None:
-        """Take over `client` (reading paused), which sent an upgrade's `head` and then `rest`. Returns when it has ended; never raises."""
+    def serve(self, client: asyncio.Transport, head: bytes, rest: bytes, door: Door) -> asyncio.Task[None]:
+        """Take over `client` (reading paused), which sent an upgrade's `head` and then `rest`; cancel the task to drop it."""
+        task = asyncio.create_task(self._serve(client, head, rest, door))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        return task
+
+    async def _serve(self, client: asyncio.Transport, head: bytes, rest: bytes, door: Door) -> None:
         try:
             request = parse_request(head)
             door.check(request.headers.get("host"), request.headers.get("origin"))
@@ -92,14 +100,18 @@ class Gateway:
             _LOG.exception("gateway failed")
             refuse(client, CattyError("the gateway failed"))
             return
+        except asyncio.CancelledError:
+            client.abort()
+            raise
         self._live[splice] = principal
         self.clients[session.id] += 1
         try:
             await self._until_over(splice, session)
+            await splice.close()
         finally:
-            splice.close()
             del self._live[splice]
             self.clients[session.id] -= 1
+            await splice.abort()
 
     async def _guard(self) -> NoReturn:
         """Close connections whose token was revoked or has expired."""
@@ -112,7 +124,7 @@ class Gateway:
                 continue
             for splice, principal in list(self._live.items()):
                 if principal.token not in valid:
-                    splice.close()
+                    splice.end()
 
     async def _find(self, principal: Principal, request: RequestHead) -> tuple[Session, str]:
         match = _PATH.fullmatch(request.path)
@@ -176,6 +188,7 @@ class Gateway:
             await asyncio.wait({stop, splice.over}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stop.cancel()
+            await asyncio.gather(stop, return_exceptions=True)
 
 
 class _Splice:
@@ -184,6 +197,8 @@ class _Splice:
     def __init__(self) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transports: list[asyncio.Transport] = []
+        self._lost = 0
+        self._gone = asyncio.Event()
 
     @classmethod
     async def between(cls, client: asyncio.Transport, machine: socket.socket) -> _Splice:
@@ -204,16 +219,30 @@ class _Splice:
         return splice
 
     def end(self) -> None:
-        """One side is gone."""
+        """Enough."""
         if not self.over.done():
             self.over.set_result(None)
 
-    def close(self) -> None:
-        """Close both sides once what is written is sent, or after a while."""
+    def lost(self) -> None:
+        """One side is gone."""
+        self._lost += 1
         self.end()
+        if self._lost == len(self._transports):
+            self._gone.set()
+
+    async def close(self) -> None:
+        """Close both sides, once what is written is sent or after a while."""
         for transport in self._transports:
             transport.close()
-            asyncio.get_running_loop().call_later(_LINGER_S, transport.abort)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                await self._gone.wait()
+
+    async def abort(self) -> None:
+        """Close both sides now."""
+        for transport in self._transports:
+            transport.abort()
+        await self._gone.wait()
 
 
 class _Side(asyncio.BufferedProtocol):
@@ -241,7 +270,7 @@ class _Side(asyncio.BufferedProtocol):
             self.target.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._splice.end()
+        self._splice.lost()
 
 
 def refuse(client: asyncio.Transport, error: CattyError) -> None:

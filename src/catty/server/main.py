@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from catty import __version__
 from catty.engines.base import Engine
@@ -28,7 +27,7 @@ from catty.server import log
 from catty.server.access import Door, host_names
 from catty.server.api import Api, make_application
 from catty.server.db.access import LOCAL_USER, AccessStore, new_token
-from catty.server.db.engine import open_engine as open_database
+from catty.server.db.engine import Database
 from catty.server.db.migrate import migrate
 from catty.server.db.sessions import SessionStore
 from catty.server.files import DataDirectory
@@ -65,7 +64,7 @@ class Server:
     keeper: Keeper
     gateway: Gateway
     access: AccessStore
-    database: AsyncEngine
+    database: Database
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,7 +79,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Sessions go on running. Raises ServerStartFailed, UsageError."""
-    os.umask(0o077)
     DataDirectory(settings.data)
     log.set_up(settings.data / "server.log" if settings.embedded else None)
     try:
@@ -111,8 +109,8 @@ async def serve(
         stack.callback(directory.unlock)
         tls = _tls(settings)
 
-        database = open_database(settings.database_url)
-        stack.push_async_callback(database.dispose)
+        database = Database(settings.database_url)
+        stack.push_async_callback(database.close)
         await migrate(database)
         access = AccessStore(database)
         installation = await access.installation()
@@ -150,12 +148,20 @@ async def serve(
         handlers = runner.server
         assert handlers is not None  # noqa: S101  # after setup()
 
+        waiting: set[asyncio.Transport] = set()
+        stack.callback(_abort, waiting)
+
         def front(door: Door) -> Callable[[], Front]:
-            return lambda: Front(door, handlers, gateway.serve)
+            return lambda: Front(door, handlers, gateway.serve, waiting)
 
         await _listen_unix(stack, settings.socket_path, front(unix_door))
         tcp = await _listen_tcp(stack, settings, front(tcp_door), tls[0]) if address else None
         yield Server(settings, token, tcp, context, keeper, gateway, access, database)
+
+
+def _abort(transports: set[asyncio.Transport]) -> None:
+    for transport in list(transports):
+        transport.abort()
 
 
 def _open_engine(data: Path, installation: str) -> Engine:
@@ -231,7 +237,7 @@ async def _listen_tcp(
 async def rotate_token(settings: Settings) -> str:
     """Replace the local owner's token; all others of theirs end at once, also on a running server."""
     directory = DataDirectory(settings.data)
-    database = open_database(settings.database_url)
+    database = Database(settings.database_url)
     try:
         await migrate(database)
         access = AccessStore(database)
@@ -241,5 +247,5 @@ async def rotate_token(settings: Settings) -> str:
         await access.add_token(user, token)
         directory.replace_token(token)
     finally:
-        await database.dispose()
+        await database.close()
     return token

@@ -13,22 +13,22 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from catty.server.db import migrate as module
-from catty.server.db.engine import open_engine
+from catty.server.db.engine import Database
 from catty.server.db.migrate import HEAD, migrate
 from catty.server.db.schema import metadata
 
 
 async def test_migrations_make_the_schema(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite+aiosqlite:///{tmp_path}/a.db")
+    engine = Database(f"sqlite+aiosqlite:///{tmp_path}/a.db")
     await migrate(engine)
     await migrate(engine)
 
     def differences(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
-    async with engine.connect() as connection:
+    async with engine.engine.connect() as connection:
         assert await connection.run_sync(differences) == []
-    await engine.dispose()
+    await engine.close()
 
 
 def test_head_is_the_newest_migration() -> None:
@@ -36,20 +36,20 @@ def test_head_is_the_newest_migration() -> None:
 
 
 async def test_two_servers_at_once(tmp_path: Path) -> None:
-    engines = [open_engine(f"sqlite+aiosqlite:///{tmp_path}/a.db") for _ in range(2)]
+    engines = [Database(f"sqlite+aiosqlite:///{tmp_path}/a.db") for _ in range(2)]
     await asyncio.gather(*(migrate(engine) for engine in engines))
     for engine in engines:
-        await engine.dispose()
+        await engine.close()
 
 
 MIGRATE = """
 import asyncio, sys
-from catty.server.db.engine import open_engine
+from catty.server.db.engine import Database
 from catty.server.db.migrate import migrate
 async def main():
-    engine = open_engine(sys.argv[1])
+    engine = Database(sys.argv[1])
     await migrate(engine)
-    await engine.dispose()
+    await engine.close()
 asyncio.run(main())
 print("alembic" in sys.modules)
 """

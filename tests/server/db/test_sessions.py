@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 from sqlalchemy import update
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from catty.errors import LabelTaken, SaveFailed
 from catty.server.db.access import AccessStore
+from catty.server.db.engine import Database
 from catty.server.db.schema import sessions as table
 from catty.server.db.sessions import Lease, LeaseLost, Session, SessionStore
 from catty.server.sessions.changes import Changes
@@ -20,17 +20,17 @@ Made = tuple[SessionStore, Session, Lease]
 
 
 @pytest.fixture
-async def owner(database: AsyncEngine) -> str:
+async def owner(database: Database) -> str:
     return await AccessStore(database).user("local")
 
 
 @pytest.fixture
-def store(database: AsyncEngine) -> SessionStore:
+def store(database: Database) -> SessionStore:
     return SessionStore(database, "server-a", Changes())
 
 
 @pytest.fixture
-def other(database: AsyncEngine) -> SessionStore:
+def other(database: Database) -> SessionStore:
     return SessionStore(database, "server-b", Changes())
 
 
@@ -40,16 +40,15 @@ async def made(store: SessionStore, owner: str) -> tuple[Session, Lease]:
     return session, Lease(session.id, session.lease_generation)
 
 
-async def expire_leases(database: AsyncEngine) -> None:
-    async with database.begin() as connection:
-        await connection.execute(update(table).values(lease_expires=1.0))
+async def expire_leases(database: Database) -> None:
+    await database.execute(update(table).values(lease_expires=1.0))
 
 
 async def test_a_record_comes_back_as_it_was_made(store: SessionStore, made: tuple[Session, Lease]) -> None:
     assert await store.get(made[0].id) == made[0]
 
 
-async def test_a_name_is_taken_once_per_owner(store: SessionStore, database: AsyncEngine, owner: str) -> None:
+async def test_a_name_is_taken_once_per_owner(store: SessionStore, database: Database, owner: str) -> None:
     new = parse_new_session({"name": "mine"})
     await store.create(owner, new)
     with pytest.raises(LabelTaken):
@@ -75,7 +74,7 @@ async def test_a_deleted_label_is_free_again(store: SessionStore, owner: str) ->
 
 
 async def test_a_lease_is_held_by_one(
-    store: SessionStore, other: SessionStore, made: tuple[Session, Lease], database: AsyncEngine
+    store: SessionStore, other: SessionStore, made: tuple[Session, Lease], database: Database
 ) -> None:
     session, lease = made
     assert await other.acquire(session.id) is None
@@ -93,7 +92,7 @@ async def test_a_lease_is_held_by_one(
 
 
 async def test_two_servers_that_want_the_same_session_do_not_both_get_it(
-    store: SessionStore, other: SessionStore, made: tuple[Session, Lease], database: AsyncEngine
+    store: SessionStore, other: SessionStore, made: tuple[Session, Lease], database: Database
 ) -> None:
     for _ in range(10):
         await expire_leases(database)
@@ -103,7 +102,7 @@ async def test_two_servers_that_want_the_same_session_do_not_both_get_it(
 
 
 async def test_renewal_keeps_others_out(
-    store: SessionStore, other: SessionStore, made: tuple[Session, Lease], database: AsyncEngine
+    store: SessionStore, other: SessionStore, made: tuple[Session, Lease], database: Database
 ) -> None:
     await expire_leases(database)
     await store.renew()
@@ -112,7 +111,7 @@ async def test_renewal_keeps_others_out(
 
 
 async def test_a_server_that_restarts_takes_its_own_back_at_once(
-    database: AsyncEngine, made: tuple[Session, Lease], store: SessionStore
+    database: Database, made: tuple[Session, Lease], store: SessionStore
 ) -> None:
     again = SessionStore(database, "server-a", Changes())
     assert [session.id for session in await again.to_drive()] == [made[0].id]
@@ -165,14 +164,13 @@ async def test_requests_need_no_lease(other: SessionStore, store: SessionStore, 
 
 
 async def test_tombstones_are_forgotten_after_a_day(
-    store: SessionStore, made: tuple[Session, Lease], database: AsyncEngine
+    store: SessionStore, made: tuple[Session, Lease], database: Database
 ) -> None:
     session, lease = made
     await store.happen(lease, await store.happen(lease, session, Event.STOP), Event.ENDED)
     await store.bury(lease)
     await store.purge()
     assert await store.get(session.id) is not None
-    async with database.begin() as connection:
-        await connection.execute(update(table).values(stopped_at=1.0))
+    await database.execute(update(table).values(stopped_at=1.0))
     await store.purge()
     assert await store.get(session.id) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
@@ -10,10 +11,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Executable, and_, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from catty.server.db.engine import Database
 from catty.server.db.schema import meta, tokens, users
 
 __all__ = ["LOCAL_USER", "AccessStore", "Principal", "hash_token", "new_token"]
@@ -43,28 +44,26 @@ def hash_token(token: str) -> str:
 class AccessStore:
     """Users, tokens and the installation's name."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def installation(self) -> str:
         """The name under which engines label this installation's machines: random, made once per database."""
-        query = select(meta.c.value).where(meta.c.key == "installation")
-        async with self._engine.begin() as connection:
-            value: str | None = (await connection.execute(query)).scalar_one_or_none()
-            if value is None:
-                value = uuid.uuid4().hex
-                await connection.execute(insert(meta).values(key="installation", value=value))
-        return value
+        query = select(meta.c.value.label("value")).where(meta.c.key == "installation")
+        return await self._found_or_made(query, insert(meta).values(key="installation", value=uuid.uuid4().hex))
 
     async def user(self, name: str) -> str:
         """The id of the user called `name`, made if there is none."""
-        query = select(users.c.id).where(users.c.name == name)
-        async with self._engine.begin() as connection:
-            found: str | None = (await connection.execute(query)).scalar_one_or_none()
-            if found is None:
-                found = str(uuid.uuid4())
-                await connection.execute(insert(users).values(id=found, name=name, created_at=time.time()))
-        return found
+        query = select(users.c.id.label("value")).where(users.c.name == name)
+        made = insert(users).values(id=str(uuid.uuid4()), name=name, created_at=time.time())
+        return await self._found_or_made(query, made)
+
+    async def _found_or_made(self, query: Executable, make: Executable) -> str:
+        while True:
+            for row in await self._database.execute(query):
+                return str(row.value)
+            with contextlib.suppress(IntegrityError):  # another server made it just now
+                await self._database.execute(make)
 
     async def add_token(self, user: str, token: str, *, lifetime: float | None = None) -> None:
         """Let `token` in as `user`, for `lifetime` seconds (None: until revoked). A known one is left as it is."""
@@ -77,32 +76,27 @@ class AccessStore:
             "created_at": now,
             "expires_at": None if lifetime is None else now + lifetime,
         }
-        try:
-            async with self._engine.begin() as connection:
-                await connection.execute(insert(tokens).values(row))
-        except IntegrityError:
-            pass
+        with contextlib.suppress(IntegrityError):
+            await self._database.execute(insert(tokens).values(row))
 
     async def authenticate(self, token: str) -> Principal | None:
         """Who `token` belongs to; None if it is unknown, expired or revoked."""
         query = select(tokens.c.id, tokens.c.user_id).where(tokens.c.hash == hash_token(token), _valid())
-        async with self._engine.begin() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else Principal(row.user_id, row.id)
+        for row in await self._database.execute(query):
+            return Principal(row.user_id, row.id)
+        return None
 
     async def valid(self, ids: Collection[str]) -> frozenset[str]:
         """Those of the tokens with these ids that still let somebody in."""
         if not ids:
             return frozenset()
         query = select(tokens.c.id).where(tokens.c.id.in_(ids), _valid())
-        async with self._engine.begin() as connection:
-            return frozenset(row.id for row in await connection.execute(query))
+        return frozenset(row.id for row in await self._database.execute(query))
 
     async def revoke(self, user: str) -> None:
         """End all tokens of `user`."""
         query = update(tokens).where(tokens.c.user_id == user, tokens.c.revoked_at.is_(None))
-        async with self._engine.begin() as connection:
-            await connection.execute(query.values(revoked_at=time.time()))
+        await self._database.execute(query.values(revoked_at=time.time()))
 
 
 def _valid() -> ColumnElement[bool]:

@@ -7,7 +7,8 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+
+from catty.server.db.engine import Database
 
 __all__ = ["HEAD", "migrate"]
 
@@ -15,15 +16,14 @@ HEAD: Final = "0001"  # the newest file in migrations/versions
 _SCRIPTS: Final = Path(__file__).parent / "migrations"
 
 
-async def migrate(engine: AsyncEngine) -> None:
+async def migrate(database: Database) -> None:
     """Run what is missing. Alembic, half a second of imports, is loaded only if something is."""
-    async with engine.connect() as connection:
-        try:
-            current = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one_or_none()
-        except DBAPIError:
-            current = None
-    if current != HEAD:
-        async with engine.begin() as connection:
+    try:
+        rows = await database.execute(text("SELECT version_num FROM alembic_version"))
+    except DBAPIError:
+        rows = []
+    if [row.version_num for row in rows] != [HEAD]:
+        async with database.engine.begin() as connection:
             await connection.run_sync(_upgrade)
 
 

@@ -20,10 +20,10 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from catty.errors import CattyError, LabelTaken
 from catty.labels import random_label
+from catty.server.db.engine import Database
 from catty.server.db.schema import sessions
 from catty.server.sessions.changes import Changes
 from catty.server.sessions.request import NewSession
@@ -103,8 +103,8 @@ class Session:
 class SessionStore:
     """Sessions of one database, as server `holder` (a name of its own, the same after a restart) sees and drives them."""
 
-    def __init__(self, engine: AsyncEngine, holder: str, changes: Changes) -> None:
-        self._engine = engine
+    def __init__(self, database: Database, holder: str, changes: Changes) -> None:
+        self._database = database
         self._holder = holder
         self._changes = changes
 
@@ -150,8 +150,7 @@ class SessionStore:
                 lease_expires=now + LEASE_S,
             )
             try:
-                async with self._engine.begin() as connection:
-                    await connection.execute(insert(sessions).values(**dataclasses.asdict(session)))
+                await self._database.execute(insert(sessions).values(**dataclasses.asdict(session)))
                 return session, True
             except IntegrityError:
                 if new.request_id is not None:
@@ -188,8 +187,7 @@ class SessionStore:
     async def labels(self, owner: str) -> dict[str, str]:
         """Ids and labels of all sessions of `owner` that are not deleted."""
         query = select(sessions.c.id, sessions.c.label).where(sessions.c.owner == owner, sessions.c.tombstone == "")
-        async with self._engine.begin() as connection:
-            return {row.id: row.label for row in await connection.execute(query)}
+        return {row.id: row.label for row in await self._database.execute(query)}
 
     async def deleted(self, owner: str, reference: str) -> Session | None:
         """The session of `owner` last deleted with this id or label, while its tombstone is kept."""
@@ -216,31 +214,27 @@ class SessionStore:
 
     async def machines(self) -> frozenset[str]:
         """Ids of all machines that some session may have."""
-        async with self._engine.begin() as connection:
-            rows = await connection.execute(select(sessions.c.machine_id).where(sessions.c.tombstone == ""))
-            return frozenset(row.machine_id for row in rows)
+        rows = await self._database.execute(select(sessions.c.machine_id).where(sessions.c.tombstone == ""))
+        return frozenset(row.machine_id for row in rows)
 
     # ---------------------------------------------------------------------------------------- requests, by any server
 
     async def request_stop(self, session: str, *, delete: bool) -> None:
         """Ask whoever drives it to end it, and to delete it too."""
         changes = {"stop_requested": True} | ({"delete_requested": True} if delete else {})
-        async with self._engine.begin() as connection:
-            await connection.execute(update(sessions).where(sessions.c.id == session).values(changes))
+        await self._database.execute(update(sessions).where(sessions.c.id == session).values(changes))
         self._changes.touch(session)
 
     async def mark_uploaded(self, session: str) -> None:
         """The upload is in the snapshot store."""
         changes = {"uploaded": True, "last_saved_at": time.time()}
-        async with self._engine.begin() as connection:
-            await connection.execute(update(sessions).where(sessions.c.id == session).values(changes))
+        await self._database.execute(update(sessions).where(sessions.c.id == session).values(changes))
         self._changes.touch(session)
 
     async def purge(self) -> None:
         """Forget tombstones older than a day."""
-        async with self._engine.begin() as connection:
-            old = and_(sessions.c.tombstone != "", sessions.c.stopped_at < time.time() - RECENT_S)
-            await connection.execute(delete(sessions).where(old))
+        old = and_(sessions.c.tombstone != "", sessions.c.stopped_at < time.time() - RECENT_S)
+        await self._database.execute(delete(sessions).where(old))
 
     # ---------------------------------------------------------------------------------------- leases
 
@@ -252,20 +246,18 @@ class SessionStore:
             "lease_expires": time.time() + LEASE_S,
         }
         query = update(sessions).where(sessions.c.id == session, self._free()).values(changes)
-        async with self._engine.begin() as connection:
-            row = (await connection.execute(query.returning(sessions.c.lease_generation))).one_or_none()
-        return None if row is None else Lease(session, row.lease_generation)
+        for row in await self._database.execute(query.returning(sessions.c.lease_generation)):
+            return Lease(session, row.lease_generation)
+        return None
 
     async def renew(self) -> None:
         """Prolong all leases that this server still holds."""
         query = update(sessions).where(sessions.c.lease_holder == self._holder)
-        async with self._engine.begin() as connection:
-            await connection.execute(query.values(lease_expires=time.time() + LEASE_S))
+        await self._database.execute(query.values(lease_expires=time.time() + LEASE_S))
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back, if it is still held."""
-        async with self._engine.begin() as connection:
-            await connection.execute(update(sessions).where(self._holds(lease)).values(lease_holder=None))
+        await self._database.execute(update(sessions).where(self._holds(lease)).values(lease_holder=None))
 
     # ---------------------------------------------------------------------------------------- by the lease's holder
 
@@ -276,13 +268,12 @@ class SessionStore:
         if visible:
             changes["version"] = sessions.c.version + 1
         query = update(sessions).where(self._holds(lease)).values(changes).returning(sessions)
-        async with self._engine.begin() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        if row is None:
+        rows = await self._database.execute(query)
+        if not rows:
             raise LeaseLost
         if visible:
             self._changes.touch(lease.session)
-        return Session.from_row(row)
+        return Session.from_row(rows[0])
 
     async def happen(self, lease: Lease, session: Session, event: Event, error: CattyError | None = None) -> Session:
         """Move `session` to the state that follows `event`; `error` is what its user is told. Raises LeaseLost."""
@@ -308,8 +299,7 @@ class SessionStore:
 
     async def _select(self, *where: ColumnElement[bool], limit: int | None = None) -> Sequence[Session]:
         query = select(sessions).where(*where).order_by(sessions.c.created_at.desc()).limit(limit)
-        async with self._engine.begin() as connection:
-            return [Session.from_row(row) for row in await connection.execute(query)]
+        return [Session.from_row(row) for row in await self._database.execute(query)]
 
     def _free(self) -> ColumnElement[bool]:
         """Not held by another server that is alive. A lease of this server's name is its own, or that of a process before it."""

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from catty import agents
 from catty.engines import endpoint as endpoints
 from catty.engines.base import Endpoint
 from catty.errors import SnapshotNotFound
@@ -93,7 +94,16 @@ class Workspaces:
 
     async def _save(self, session: Session, lease: Lease, reason: str, dial: snapshots.Dial) -> int:
         store, token = self.store(session.owner), self._machines.token(session.machine_id)
-        head = await snapshots.save(dial, token, store, session.id, reason=reason, generation=lease.generation)
+        launch = agents.launch(session.agent, session=session.id, prompts=session.prompts)
+        head = await snapshots.save(
+            dial,
+            token,
+            store,
+            session.id,
+            conversation=launch.conversation,
+            reason=reason,
+            generation=lease.generation,
+        )
         if head is None:
             head = await store.latest(session.id)
         return head.number if head is not None else 0
