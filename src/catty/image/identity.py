@@ -18,7 +18,7 @@ BASE_REPOSITORY: Final = "localhost/catty-base"
 
 _PACKAGE: Final = Path(__file__).parent.parent
 _IMAGE: Final = Path(__file__).parent
-_RECIPE: Final = ("Containerfile", "isolate", "catty-init", "sudoers", "agents", "locks")
+_RECIPE: Final = ("Containerfile", "make-base", "isolate", "catty-init", "sudoers", "agents", "locks")
 _RUNTIME: Final = ("__init__.py", "errors.py", "constants.py", "labels.py", "wire", "workspace", "runtime")
 
 
@@ -33,7 +33,7 @@ def base_image() -> str:
 
 
 def inputs() -> dict[str, Path]:
-    """Everything that the build reads: path in the build context → file."""
+    """Everything that the build depends on: path in the build context → file."""
     found = {}
     for root, names, prefix in ((_IMAGE, _RECIPE, ""), (_PACKAGE, _RUNTIME, "catty/")):
         for name in names:
