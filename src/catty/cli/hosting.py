@@ -16,11 +16,11 @@ def prepare_host(cli: Cli, steps: Steps, *, yes: bool, again: bool = False) -> N
     """Have all in place that sessions on this machine need; `yes`: without asking. Costs next to nothing if it is."""
     from catty.setup import firstrun
 
-    def agreed(question: str) -> bool:
+    def asked(question: str) -> bool:
         steps.clear()
-        return yes or confirm(question)
+        return confirm(question)
 
-    firstrun.ensure(cli.home, cli.embedded, steps, agreed, again=again)
+    did_something = firstrun.ensure(cli.home, cli.embedded, steps, lambda question: yes or asked(question), again=again)
     program = Path(catty.__file__).parents[2] / "catty"
-    if os.access(program, os.X_OK) and program.is_file():
-        firstrun.offer_link(cli.home, program, steps, confirm)
+    if did_something and not yes and os.access(program, os.X_OK) and program.is_file():
+        firstrun.offer_link(cli.home, program, steps, asked)

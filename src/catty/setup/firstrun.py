@@ -37,17 +37,22 @@ class Display(Protocol):
 
 def ensure(
     home: Home, embedded: Embedded, display: Display, confirm: Callable[[str], bool], *, again: bool = False
-) -> None:
-    """Have all in place. `again`: also if it seems to be. Raises EngineNotFound, ImageBuildFailed, ServerStartFailed …"""
+) -> bool:
+    """Have all in place; returns whether there was something to do. `again`: look even if all seems to be there.
+
+    Raises EngineNotFound, EngineFailed, ImageBuildFailed, ServerStartFailed.
+    """
     image = current_image()
-    stamp = home.server / "ready" / image.rpartition(":")[2]
-    if again or not stamp.exists():
+    stamp = home.server / "images" / image.rpartition(":")[2]
+    missing = again or not stamp.exists()
+    if missing:
         _ensure_engine(display, confirm)
         tasks.run("image", home.server, display.step)
         display.done(f"session image {image} is ready")
         stamp.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         stamp.touch()
     embedded.ensure()
+    return missing
 
 
 def unattended() -> bool:
