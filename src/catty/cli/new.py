@@ -124,9 +124,12 @@ def _start(cli: Cli, spec: dict[str, Any], prepared: Prepared | None, steps: Ste
             _send(cli, session, prepared, steps)
         return until_running(cli, session, steps)
     except BaseException:
+        from catty.client import state
+
         steps.say(f"removing {session['label']}")
         try:
             cli.api.stop(session["id"], delete=True)
+            state.forget(cli.home, session["id"])
         except CattyError as error:
             note(f"{session['label']} is left behind: {error.message}")
         finally:
@@ -144,7 +147,7 @@ def _send(cli: Cli, session: dict[str, Any], prepared: Prepared, steps: Steps) -
     for line in prepared.notes:
         steps.clear()
         note(line)
-    uploaded = upload.send(cli.api, session["id"], prepared, report)
+    uploaded = upload.send(cli.api, session["id"], prepared, report, sessions=cli.home.sessions)
     files = len(uploaded.manifest.entries)
     steps.done(f"uploaded {files} files and directories; {size(uploaded.sent)} were new to the server")
     for path, why in uploaded.skipped:
