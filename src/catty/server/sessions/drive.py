@@ -30,6 +30,7 @@ from catty.server.sessions.supervise import Supervision
 __all__ = ["WAITING", "Drive"]
 
 WAITING: Final = "waiting for the engine"  # the step of a session that cannot be ended now; it is tried again
+_SUPERVISED_S: Final = 5.0  # a session is seen running a moment before it is supervised
 _LOG: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -40,6 +41,7 @@ class Drive:
     def __init__(self, hold: Hold) -> None:
         self._hold = hold
         self._supervision: Supervision | None = None
+        self._supervised = asyncio.Event()
         self._pause = hold.context.timing.retry
 
     @property
@@ -54,6 +56,9 @@ class Drive:
 
     async def save(self) -> int:
         """Save now; see `Supervision.save`. Raises SessionNotRunning."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SUPERVISED_S):
+                await self._supervised.wait()
         if self._supervision is None:
             raise SessionNotRunning(label=self._hold.session.label, state=self._hold.session.state)
         return await self._supervision.save("request")
@@ -112,10 +117,12 @@ class Drive:
 
     async def _supervise(self) -> None:
         supervision = self._supervision = Supervision(self._hold)
+        self._supervised.set()
         try:
             event, error = await self._until(_stop_wanted, supervision.run()) or (Event.STOP, None)
         finally:
             self._supervision = None
+            self._supervised.clear()
         _LOG.info("session ends", extra={"session": self._hold.session.id, "event": event.name})
         await self._hold.happen(event, error)
 

@@ -7,7 +7,6 @@ its user deletes the session).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import Final
@@ -80,17 +79,24 @@ async def _save_alive(hold: Hold) -> bool:
     session, context = hold.session, hold.context
     try:
         async with asyncio.timeout(context.timing.last_save):
-            async with context.machines.brief_control(session.machine_id) as control:
-                grace = context.timing.grace
-                await control.request("shutdown", timeout=grace + context.timing.request, grace=grace)
-            with contextlib.suppress(CattyError):
-                context.workspaces.keep_log(session.id, await context.machines.logs(session.machine_id))
+            await _end_agent(hold)
             await context.workspaces.save(session, hold.lease, "stop")
     except (CattyError, OSError, TimeoutError) as error:
         _LOG.warning("last save failed, its volume comes next", extra={"session": session.id, "reason": str(error)})
         return False
     await _recorded(hold)
     return True
+
+
+async def _end_agent(hold: Hold) -> None:
+    """End the agent and keep what its terminal printed last. A machine that does not let itself be talked to can still be saved."""
+    session, machines, timing = hold.session, hold.context.machines, hold.context.timing
+    try:
+        async with machines.brief_control(session.machine_id) as control:
+            await control.request("shutdown", timeout=timing.grace + timing.request, grace=timing.grace)
+        hold.context.workspaces.keep_log(session.id, await machines.logs(session.machine_id))
+    except (CattyError, OSError) as error:
+        _LOG.warning("agent not ended in order", extra={"session": session.id, "reason": str(error)})
 
 
 async def _recorded(hold: Hold) -> None:
