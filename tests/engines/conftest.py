@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,28 @@ from catty.engines.container.backend import PodmanBackend
 from catty.engines.container.engine import ContainerEngine
 from engines.site import Site
 
-IMAGE = "localhost/catty-stand-in:1"
+STAND_IN = Path(__file__).with_name("stand_in.py")
+IMAGE_VARIABLE = "CATTY_TEST_IMAGE"  # the image of a child that tests as another user (test_rootless.py)
+
+
+@pytest.fixture(scope="session")
+def machine_image(request: pytest.FixtureRequest) -> str:
+    """What machines are made from: the session image; before there is a runtime, with a stand-in for it."""
+    if given := os.environ.get(IMAGE_VARIABLE):
+        return given
+    session_image: str = request.getfixturevalue("session_image")
+    if importlib.util.find_spec("catty.runtime.init"):
+        return session_image
+    image = "localhost/catty-stand-in:1"
+    name = f"catty-stand-in-{os.getpid()}"
+    entrypoint = json.dumps(["/usr/bin/python3", "-c", STAND_IN.read_text()])
+    for words in (
+        ["create", "--name", name, session_image],
+        ["commit", "--quiet", "--change", f"ENTRYPOINT {entrypoint}", name, image],
+        ["rm", name],
+    ):
+        subprocess.run(["podman", *words], check=True, capture_output=True)
+    return image
 
 
 @pytest.fixture(scope="session")
@@ -22,15 +46,11 @@ def engine_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def podman_site(engine_directory: Path) -> Site:
+def podman_site(engine_directory: Path, machine_image: str) -> Site:
     program = shutil.which("podman") or "podman"
     cli = [program] if os.getuid() == 0 else [program, "--storage-driver=overlay"]
     return Site(
-        lambda owner: ContainerEngine(PodmanBackend(program, engine_directory), owner, engine_directory), cli, IMAGE
+        lambda owner: ContainerEngine(PodmanBackend(program, engine_directory), owner, engine_directory),
+        cli,
+        machine_image,
     )
-
-
-@pytest.fixture
-def runsc_site(podman_site: Site, engine_directory: Path) -> Site:
-    podman_site.runtime = "runsc"
-    return podman_site

@@ -17,7 +17,6 @@ import pytest
 from catty.engines.container.backend import DockerBackend
 from catty.engines.container.engine import ContainerEngine
 from engines.conformance import EngineConformance
-from engines.conftest import IMAGE
 from engines.site import Site
 
 START_S = 60
@@ -31,7 +30,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[Path]:
+def daemon(machine_image: str) -> Iterator[Path]:
     """The socket of a Docker daemon that lives for these tests and holds the image."""
     directory = Path(tempfile.mkdtemp(prefix="catty-docker-"))
     socket, log = directory / "docker.sock", directory / "log"
@@ -46,7 +45,7 @@ def daemon() -> Iterator[Path]:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.skip(f"dockerd does not start here: {log.read_text().splitlines()[-1]}")
             time.sleep(0.1)
-        with subprocess.Popen(["podman", "save", IMAGE], stdout=subprocess.PIPE) as saving:
+        with subprocess.Popen(["podman", "save", machine_image], stdout=subprocess.PIPE) as saving:
             subprocess.run([*client, "load", "--quiet"], stdin=saving.stdout, check=True)
         yield socket
     finally:
@@ -62,8 +61,8 @@ def daemon() -> Iterator[Path]:
 
 class TestDocker(EngineConformance):
     @pytest.fixture
-    def site(self, daemon: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    def site(self, daemon: Path, machine_image: str) -> Site:
         directory = daemon.parent / "engine"
         directory.mkdir(exist_ok=True)
         client = ["docker", f"--host=unix://{daemon}"]
-        return Site(lambda owner: ContainerEngine(DockerBackend(daemon), owner, directory), client, IMAGE)
+        return Site(lambda owner: ContainerEngine(DockerBackend(daemon), owner, directory), client, machine_image)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.conftest import IMAGE
+from engines.conftest import IMAGE_VARIABLE
 
 USER = "catty-rootless-test"
 ROOT = Path(__file__).parents[2]
@@ -52,16 +52,19 @@ def as_user() -> Iterator[list[str]]:
     subprocess.run([*words, "podman", "system", "migrate"], capture_output=True, check=False)
 
 
-def test_conformance_rootless(as_user: list[str]) -> None:
+def test_conformance_rootless(as_user: list[str], machine_image: str) -> None:
     runs = subprocess.run([*as_user, sys.executable, "-c", "import aiohttp, pytest"], capture_output=True, check=False)
     if runs.returncode:
         pytest.skip(f"an unprivileged user cannot run {sys.executable}")
     podman = [*as_user, "podman", "--storage-driver=overlay"]
-    if subprocess.run([*podman, "image", "exists", IMAGE], check=False).returncode:
-        with subprocess.Popen(["podman", "save", IMAGE], stdout=subprocess.PIPE) as saving:
+    if subprocess.run([*podman, "image", "exists", machine_image], check=False).returncode:
+        subprocess.run([*podman, "rmi", "--all", "--force"], check=True, capture_output=True)  # of earlier versions
+        with subprocess.Popen(["podman", "save", machine_image], stdout=subprocess.PIPE) as saving:
             subprocess.run([*podman, "load", "--quiet"], stdin=saving.stdout, check=True)
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c"]
     words += [str(ROOT / "pyproject.toml"), str(ROOT / "tests/engines/test_podman.py")]
-    done = subprocess.run([*as_user, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*as_user, "env", f"{IMAGE_VARIABLE}={machine_image}", *words], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -31,8 +31,9 @@ if not knows_host_sockets():
 
 class TestRunsc(EngineConformance):
     @pytest.fixture
-    def site(self, runsc_site: Site) -> Site:
-        return runsc_site
+    def site(self, podman_site: Site) -> Site:
+        podman_site.runtime = "runsc"
+        return podman_site
 
     # What gVisor has in place of it, or what cannot be seen from inside or outside of it.
     test_stop_kills_after_the_grace = None  # a sandbox stopped from outside is deaf to its own runtime too
