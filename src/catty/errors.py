@@ -464,7 +464,7 @@ class ConnectionLost(CattyError):
 
 
 class SessionEnded(ConnectionLost):
-    """session '{label}' has ended: {reason}"""
+    """the session has ended: {reason}"""
 
     code, http_status = "session-ended", 410
     hint = "`catty download {label}` gets its files."

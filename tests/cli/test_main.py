@@ -63,6 +63,7 @@ def test_errors_md_is_made_from_the_errors() -> None:
         (["new", "--name", "No_Label"], 2, "invalid-label", "lower-case"),
         (["new", "--env", "NOT_SET_ANYWHERE"], 2, "usage", "NOT_SET_ANYWHERE=VALUE"),
         (["new", "--env", "PATH=/x"], 2, "reserved-name", "LD_*"),
+        (["new", "--detach-keys", "ctrl-1"], 2, "usage", "ctrl-p,ctrl-q"),
         (["new", "--no-upload"], 2, "not-a-terminal", "catty new -d"),
         (["connect", "x"], 2, "not-a-terminal", "catty exec"),
         (["exec", "x"], 2, "usage", "--help"),

@@ -183,7 +183,7 @@ async def test_every_mode_of_the_terminal_is_restored(machines: Callable[..., An
     expected = {b"~.": 130, "exit": 137, "refused": 7, signal.SIGINT: 130}
     assert code == expected.get(how, 128 + how if isinstance(how, signal.Signals) else None)
     if how == "refused":
-        assert b"has ended: session x is stopped (ttl) [session-ended]" in undone
+        assert b"the session has ended: session x is stopped (ttl) [session-ended]" in undone
 
 
 async def test_a_refusal_at_first_is_the_servers_error(machine: PtyMachine) -> None:

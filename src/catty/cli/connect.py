@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from catty.cli.attaching import AttachFlags, attach, attach_options, open_terminal
+from catty.cli.attaching import attach, attach_options, open_terminal
 from catty.cli.context import Cli, complete_labels, pass_cli
 from catty.cli.output import age
 from catty.cli.waiting import until_running
@@ -21,7 +21,7 @@ __all__ = ["connect"]
 @click.option("--view", is_flag=True, help="Look only: nothing that you type is sent; Ctrl+C leaves.")
 @attach_options
 @pass_cli
-def connect(cli: Cli, /, label: str | None, view: bool, **flags: Any) -> int:
+def connect(cli: Cli, /, label: str | None, **flags: Any) -> int:
     """Attach to a session. Without LABEL: to the one that runs, or to one chosen from a list.
 
     Leave with Ctrl+C twice (claude, codex) or with ~. after Enter; the session goes on.
@@ -29,7 +29,7 @@ def connect(cli: Cli, /, label: str | None, view: bool, **flags: Any) -> int:
     terminal = open_terminal()
     session = cli.api.session(label) if label else _choose(cli)
     session = until_running(cli, session)
-    return attach(cli, session, terminal, AttachFlags(**flags), view=view)
+    return attach(cli, session, terminal, flags)
 
 
 def _choose(cli: Cli) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from catty import constants
-from catty.cli.attaching import AttachFlags, attach, attach_options, open_terminal
+from catty.cli.attaching import ATTACH_FLAGS, attach, attach_options, open_terminal
 from catty.cli.context import Cli, pass_cli
 from catty.cli.hosting import prepare_host
 from catty.cli.output import Steps, note, print_json, size
@@ -58,7 +58,7 @@ def new(cli: Cli, /, **options: Any) -> int:
     The directory is copied to the session's machine (what .gitignore excludes stays here), the agent starts in it, and its changes
     come back as it works. The session lives until `catty stop` or until nothing happened for --ttl.
     """
-    flags = AttachFlags(**{name: options[name] for name in AttachFlags.__slots__})
+    flags = {name: options[name] for name in ATTACH_FLAGS}
     spec = _spec(cli, options)
     terminal = None if options["detach"] else open_terminal()
     if options["as_json"] and terminal is not None:
@@ -154,17 +154,17 @@ def _send(cli: Cli, session: dict[str, Any], prepared: Prepared, steps: Steps) -
         note(f"{path} stayed behind: {why}")
 
 
-def _remember(cli: Cli, session: dict[str, Any], flags: AttachFlags, *, git: bool, upload: bool) -> None:
+def _remember(cli: Cli, session: dict[str, Any], flags: dict[str, Any], *, git: bool, upload: bool) -> None:
     from catty.client import state
 
-    directory = flags.sync_dir or (str(Path.cwd()) if upload else "")
+    directory = flags["sync_dir"] or (str(Path.cwd()) if upload else "")
     state.store(
         cli.home,
         state.SessionState(
             id=session["id"],
             label=session["label"],
             server=cli.server.url,
-            directory="" if flags.no_sync_back else directory,
+            directory="" if flags["no_sync_back"] else directory,
             git=git,
         ),
     )

@@ -11,7 +11,7 @@ import click
 from catty import constants
 from catty.errors import InvalidDuration, UsageError
 
-__all__ = ["DURATION", "MEMORY", "SIZE", "environment"]
+__all__ = ["DETACH_KEYS", "DURATION", "MEMORY", "SIZE", "environment"]
 
 _DURATION: Final = re.compile(r"([0-9]+)([smhd]?)")
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -50,6 +50,21 @@ class _Bytes(click.ParamType[int]):
         return int(float(match[1]) * (1024**power if power else self._unit))
 
 
+class _DetachKeys(click.ParamType[tuple[bytes, ...]]):
+    name = "KEYS"
+
+    def convert(
+        self,
+        value: str | tuple[bytes, ...],
+        param: click.Parameter | None,  # noqa: ARG002
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> tuple[bytes, ...]:
+        from catty.client.keys import detach_keys
+
+        return detach_keys(value) if isinstance(value, str) else value
+
+
+DETACH_KEYS: Final = _DetachKeys()
 DURATION: Final = _Duration()  # seconds
 SIZE: Final = _Bytes(1)  # bytes
 MEMORY: Final = _Bytes(constants.MIB)  # bytes; a plain number is MiB

@@ -105,6 +105,7 @@ class Attach:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._deferred: bytearray | None = None  # typed after a paste whose upload is under way
+        self.painted = asyncio.Event()  # set once something of the session stands on the terminal
 
     async def run(self) -> Outcome:
         """Attach until the user leaves, the agent exits or the session ends. The terminal is restored whatever happens.
@@ -221,6 +222,7 @@ class Attach:
             case resume.Output(data, mark) | resume.Screen(data, mark):
                 await self._write(data)
                 self._shown = mark
+                self.painted.set()
                 self._acknowledge()
             case resume.Started() as started:
                 await self._on_started(started)
