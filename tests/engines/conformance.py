@@ -15,7 +15,7 @@ from catty.engines.base import Engine, Exit, MachineState, UnixEndpoint
 from catty.engines.container.host import host_addresses
 from catty.engines.endpoint import connect, dial
 from catty.errors import EndpointRefused, EngineFailed, ImageMissing, MachineNotFound, MachineUnreachable
-from engines.site import BOOT_S, Site, listening
+from engines.site import BOOT_S, RUNTIME, Site, listening
 
 # Tries to connect; prints what came of it.
 CONNECT = """python3 - {host} {port} <<'END'
@@ -74,7 +74,9 @@ class EngineConformance:
         endpoint = await engine.endpoint(spec.machine)
         for listener in ("terminal", "workspace"):
             (await dial(endpoint, listener, seconds=BOOT_S)).close()
-        assert await site.succeed(spec.machine, "echo $((6 * 7))") == "42"
+        await site.claim(engine, spec.machine)
+        assert await site.succeed(engine, spec.machine, "echo $((6 * 7))") == "42"
+        assert await site.inside(engine, spec.machine, "id -u; exit 7", user="agent") == (7, "1000")
 
         await engine.stop(spec.machine, 10)
         ended = await engine.inspect(spec.machine)
@@ -116,11 +118,11 @@ class EngineConformance:
 
     async def test_starts_again_with_its_files(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine)
-        await site.succeed(machine, "echo kept > /workspace/file; echo home > /home/agent/file")
+        await site.succeed(engine, machine, "echo kept > /workspace/file; echo home > /home/agent/file")
         await engine.stop(machine, 10)
         await engine.start(machine)
-        (await dial(await engine.endpoint(machine), "terminal", seconds=BOOT_S)).close()
-        assert await site.succeed(machine, "cat /workspace/file /home/agent/file") == "kept\nhome"
+        await site.claim(engine, machine)
+        assert await site.succeed(engine, machine, "cat /workspace/file /home/agent/file") == "kept\nhome"
 
     async def test_adopted_by_a_later_process(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine, labels={"session": "x"})
@@ -152,7 +154,7 @@ class EngineConformance:
 
     async def test_killed_from_outside_and_salvaged(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine)
-        await site.succeed(machine, "echo work > /workspace/file")
+        await site.succeed(engine, machine, "echo work > /workspace/file")
         exits = engine.watch()
         first = asyncio.ensure_future(anext(exits))
         await asyncio.sleep(0.5)  # the engine gives no sign that it has begun to tell
@@ -164,8 +166,8 @@ class EngineConformance:
         async with engine.salvage(machine) as endpoint:
             (await dial(endpoint, "workspace", seconds=BOOT_S)).close()
             helper = f"{machine}-salvage"
-            assert await site.succeed(helper, "cat /workspace/file") == "work"
-            assert "tap0" not in await site.succeed(helper, "cat /proc/net/dev")
+            assert await site.beside(helper, "cat /workspace/file") == (0, "work")
+            assert "tap0" not in (await site.beside(helper, "cat /proc/net/dev"))[1]
             assert [found.id for found in await engine.list()] == [machine]
         assert (await engine.inspect(machine)).state is MachineState.EXITED
         async with engine.salvage(machine) as endpoint:  # as often as need be
@@ -194,7 +196,7 @@ class EngineConformance:
         if not (await engine.probe()).memory_limit:
             pytest.skip("no memory limit here (see Capabilities.notes)")
         machine = await site.boot(engine, memory_mb=256)
-        code, output = await site.inside(machine, "python3 -c 'bytearray(400 << 20); print(\"not limited\")'")
+        code, output = await site.inside(engine, machine, "python3 -c 'bytearray(400 << 20); print(\"not limited\")'")
         assert code != 0, output
         assert (await engine.inspect(machine)).state is MachineState.RUNNING
 
@@ -203,7 +205,9 @@ class EngineConformance:
             pytest.skip("no process limit here (see Capabilities.notes)")
         machine = await site.boot(engine, pids=64)
         code, output = await site.inside(
-            machine, "python3 -c 'import os, time\nfor _ in range(200): os.fork() or (time.sleep(9), os._exit(0))'"
+            engine,
+            machine,
+            "python3 -c 'import os, time\nfor _ in range(200): os.fork() or (time.sleep(9), os._exit(0))'",
         )
         assert code != 0
         assert "Resource temporarily unavailable" in output
@@ -212,65 +216,76 @@ class EngineConformance:
         if not (await engine.probe()).cpu_limit:
             pytest.skip("no CPU limit here (see Capabilities.notes)")
         machine = await site.boot(engine, cpus=0.5)
-        assert float(await site.succeed(machine, BURN_CPU)) < 1.5  # of 4 s that two processes would use in 2 s
+        assert float(await site.succeed(engine, machine, BURN_CPU)) < 1.5  # of 4 s that two processes would use in 2 s
 
     async def test_endpoint_is_small(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine)
-        code, output = await site.inside(machine, "head -c 3M /dev/zero > /run/catty/endpoint/fat")
+        code, output = await site.inside(engine, machine, "head -c 3M /dev/zero > /run/catty/endpoint/fat")
         assert code != 0
         assert "No space left" in output
-        code, output = await site.inside(machine, "cd /run/catty/endpoint; for i in $(seq 100); do : > $i; done")
+        code, output = await site.inside(
+            engine, machine, "cd /run/catty/endpoint; for i in $(seq 100); do : > $i; done"
+        )
         assert "No space left" in output
 
     # ------------------------------------------------------------------------------------------ isolation
 
     async def test_reaches_its_name_server(self, site: Site, engine: Engine) -> None:
         # Shows that the machine has a network, without which the tests below would prove nothing.
-        assert await site.succeed(await site.boot(engine), ASK_DNS) == "answered"
+        assert await site.succeed(engine, await site.boot(engine), ASK_DNS) == "answered"
 
     async def test_host_is_out_of_reach(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine)
-        gateway = await site.succeed(machine, "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'")
+        gateway = await site.succeed(engine, machine, "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'")
         with listening("0.0.0.0") as port, listening("127.0.0.1") as loopback_port:
             targets = [(address, port) for address in (*host_addresses(), gateway, "127.0.0.1")]
             targets += [(address, loopback_port) for address in (gateway, "127.0.0.1")]
             for host, number in targets:
-                said = await site.succeed(machine, CONNECT.format(host=host, port=number))
+                said = await site.succeed(engine, machine, CONNECT.format(host=host, port=number))
                 assert said.startswith("closed"), f"{host}:{number} {said}"
 
     async def test_link_local_is_out_of_reach(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine)
-        said = await site.succeed(machine, CONNECT.format(host="169.254.169.254", port=80))
+        said = await site.succeed(engine, machine, CONNECT.format(host="169.254.169.254", port=80))
         assert said.startswith("closed")
         assert "timed out" not in said, "closed by accident, not by a route"
 
     async def test_closed_addresses_are_out_of_reach(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine, closed_addresses=("192.0.2.128/25", "198.51.100.7"))
         for address in ("192.0.2.200", "198.51.100.7"):
-            said = await site.succeed(machine, CONNECT.format(host=address, port=80))
+            said = await site.succeed(engine, machine, CONNECT.format(host=address, port=80))
             assert said.startswith("closed")
             assert "timed out" not in said
 
     async def test_other_machine_is_out_of_reach(self, site: Site, engine: Engine) -> None:
         one, other = await site.boot(engine), await site.boot(engine)
-        address = await site.succeed(other, "hostname -I | cut -d' ' -f1")
+        address = await site.succeed(engine, other, "hostname -I | cut -d' ' -f1")
         await site.succeed(
-            other, "setsid python3 -m http.server 8099 --bind 0.0.0.0 >/dev/null 2>&1 </dev/null & sleep 1; echo up"
+            engine,
+            other,
+            "setsid python3 -m http.server 8099 --bind 0.0.0.0 >/dev/null 2>&1 </dev/null & sleep 1; echo up",
         )
-        assert await site.succeed(other, CONNECT.format(host=address, port=8099)) == "connected"
-        said = await site.succeed(one, CONNECT.format(host=address, port=8099))
+        assert await site.succeed(engine, other, CONNECT.format(host=address, port=8099)) == "connected"
+        said = await site.succeed(engine, one, CONNECT.format(host=address, port=8099))
         assert said.startswith("closed")
 
     async def test_nothing_of_the_engine_or_host_inside(self, site: Site, engine: Engine, tmp_path: Path) -> None:
         machine = await site.boot(engine)
-        found = await site.succeed(machine, "find / -xdev -type s 2>/dev/null; ls /run /var/run; cat /proc/net/unix")
+        found = await site.succeed(
+            engine, machine, "find / -xdev -type s 2>/dev/null; ls /run /var/run; cat /proc/net/unix"
+        )
         for word in ("podman", "docker", "containerd"):
             assert word not in found
-        capabilities = int(await site.succeed(machine, "sed -n 's/^CapBnd:\\s*//p' /proc/1/status"), 16)
+        capabilities = int(await site.succeed(engine, machine, "sed -n 's/^CapBnd:\\s*//p' /proc/1/status"), 16)
         for name, bit in (("SYS_ADMIN", 21), ("SYS_MODULE", 16), ("SYS_RAWIO", 17), ("MKNOD", 27), ("SYS_PTRACE", 19)):
             assert not capabilities >> bit & 1, name
+        if RUNTIME:
+            assert not capabilities >> 12 & 1, "NET_ADMIN opens what routes close"
+            code, _ = await site.inside(engine, machine, "sudo ip route flush table main type blackhole", user="agent")
+            assert code != 0
         assert (
-            await site.succeed(machine, "sed -n 's/^NoNewPrivs:\\s*//p; s/^Seccomp:\\s*//p' /proc/1/status") == "0\n2"
+            await site.succeed(engine, machine, "sed -n 's/^NoNewPrivs:\\s*//p; s/^Seccomp:\\s*//p' /proc/1/status")
+            == "0\n2"
         )
 
     async def test_root_inside_is_not_root_outside(self, site: Site, engine: Engine) -> None:
@@ -296,7 +311,7 @@ class EngineConformance:
     async def test_replaced_socket_is_refused(self, site: Site, engine: Engine, swap: str) -> None:
         machine = await site.boot(engine)
         endpoint = await engine.endpoint(machine)
-        await site.succeed(machine, f"cd /run/catty/endpoint && rm terminal && {swap}")
+        await site.succeed(engine, machine, f"cd /run/catty/endpoint && rm terminal && {swap}")
         with pytest.raises(
             (EndpointRefused, MachineUnreachable)
         ):  # unreachable: a kernel that keeps its fifos to itself
@@ -310,17 +325,17 @@ class EngineConformance:
         tmp_path.chmod(0o755)
         machine = await site.boot(engine, ca_bundle=bundle)
         assert (
-            await site.succeed(machine, "cat $(tr '\\0' '\\n' </proc/1/environ | sed -n 's/^CATTY_CA=//p')")
+            await site.succeed(engine, machine, "cat $(tr '\\0' '\\n' </proc/1/environ | sed -n 's/^CATTY_CA=//p')")
             == "certificates"
         )
-        code, _ = await site.inside(machine, "echo forged > /run/catty/ca.crt")
+        code, _ = await site.inside(engine, machine, "echo forged > /run/catty/ca.crt")
         assert code != 0
         assert bundle.read_text() == "certificates"
 
     async def test_environment_and_name(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine, public_key="ab" * 32)
-        environment = (await site.succeed(machine, "tr '\\0' '\\n' </proc/1/environ")).splitlines()
+        environment = (await site.succeed(engine, machine, "tr '\\0' '\\n' </proc/1/environ")).splitlines()
         assert f"CATTY_MACHINE={machine}" in environment
         assert f"CATTY_PUBLIC_KEY={'ab' * 32}" in environment
         assert any(line.startswith("CATTY_CLOSED=169.254.0.0/16,") for line in environment)
-        assert await site.succeed(machine, "hostname") == f"catty-{machine[:8]}"
+        assert await site.succeed(engine, machine, "hostname") == f"catty-{machine[:8]}"

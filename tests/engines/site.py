@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from catty.engines.base import Capabilities, Engine, MachineSpec
+from catty.engines.base import Engine, MachineSpec
 from catty.engines.endpoint import dial
+from engines.inside import claim, execute
 
+RUNTIME = importlib.util.find_spec("catty.runtime.init") is not None  # else a stand-in (conftest.py)
 BOOT_S = 30  # on a machine that is busy with other things too
 
 
@@ -24,6 +27,7 @@ class Site:
     cli: list[str]
     image: str
     runtime: str = ""  # OCI runtime that specs ask for
+    tokens: dict[str, str] = field(default_factory=dict)  # of claimed machines
     owner: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:8]}")
 
     async def command(self, *words: str, ok: bool = True) -> str:
@@ -36,8 +40,14 @@ class Site:
             assert process.returncode == 0, f"{words}: {output.decode()}"
         return output.decode().strip()
 
-    async def inside(self, machine: str, script: str, user: str = "root") -> tuple[int, str]:
-        """Exit code and output of a shell script in a machine."""
+    async def inside(self, engine: Engine, machine: str, script: str, user: str = "root") -> tuple[int, str]:
+        """Exit code and output of a shell script in a machine that `boot` made."""
+        if token := self.tokens.get(machine):
+            return await execute(await engine.endpoint(machine), token, script, user)
+        return await self.beside(machine, script, user)
+
+    async def beside(self, machine: str, script: str, user: str = "root") -> tuple[int, str]:
+        """The same, run by the engine's own client."""
         words = [*self.cli, "exec", "--user", user, self.container(machine), "sh", "-c", script]
         process = await asyncio.create_subprocess_exec(
             *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -45,8 +55,8 @@ class Site:
         output, _ = await process.communicate()
         return process.returncode or 0, output.decode().strip()
 
-    async def succeed(self, machine: str, script: str, user: str = "root") -> str:
-        code, output = await self.inside(machine, script, user)
+    async def succeed(self, engine: Engine, machine: str, script: str, user: str = "root") -> str:
+        code, output = await self.inside(engine, machine, script, user)
         assert code == 0, f"{script}: exited {code}: {output}"
         return output
 
@@ -87,12 +97,15 @@ class Site:
         spec = self.spec(**more)
         await engine.create(spec)
         await engine.start(spec.machine)
-        (await dial(await engine.endpoint(spec.machine), "terminal", seconds=BOOT_S)).close()
+        await self.claim(engine, spec.machine)
         return spec.machine
 
-
-def require(capabilities: Capabilities, name: str) -> bool:
-    return bool(getattr(capabilities, name))
+    async def claim(self, engine: Engine, machine: str) -> None:
+        """Wait until a machine that was started listens, and make it a session's if it has a runtime."""
+        endpoint = await engine.endpoint(machine)
+        (await dial(endpoint, "terminal", seconds=BOOT_S)).close()
+        if RUNTIME:
+            self.tokens[machine] = await claim(endpoint, machine, BOOT_S)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ class TestRunsc(EngineConformance):
 
     async def test_memory_limit(self, site: Site, engine: Engine) -> None:
         machine = await site.boot(engine, memory_mb=256)
-        code, output = await site.inside(machine, "python3 -c 'bytearray(400 << 20); print(\"not limited\")'")
+        code, output = await site.inside(engine, machine, "python3 -c 'bytearray(400 << 20); print(\"not limited\")'")
         assert code != 0, output
         async with asyncio.timeout(10):  # its kernel goes with it
             while (await engine.inspect(machine)).state is not MachineState.EXITED:
