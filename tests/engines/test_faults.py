@@ -21,6 +21,7 @@ from catty.engines.container import open_engine
 from catty.engines.container.backend import DockerBackend, PodmanBackend
 from catty.engines.container.engine import ContainerEngine
 from catty.errors import DiskFull, EngineDown, EngineFailed, EngineNotFound, EngineSlow
+from engines.conformance import ASK_DNS
 from engines.site import Site
 
 pytestmark = [pytest.mark.engine, pytest.mark.skipif(not shutil.which("podman"), reason="no podman here")]
@@ -202,6 +203,7 @@ asyncio.run(main())
     await server.wait()
     await ended(pids)
     assert (await engine.inspect(machine.machine)).state is MachineState.RUNNING
+    assert await podman_site.beside(machine.machine, ASK_DNS) == (0, "answered")
 
 
 async def test_second_engine_in_one_directory_shares_the_service(
