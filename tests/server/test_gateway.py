@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from catty.server.sessions.machines import Machines
 from catty.server.sessions.request import parse_new_session
 from catty.server.sessions.states import Event
 from catty.server.sessions.timing import Timing
+from server.certificate import contexts
 
 ACCEPT = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x=\r\n"
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -53,7 +55,7 @@ class World:
     heads: list[bytes] = field(default_factory=list)
     dialled: list[str] = field(default_factory=list)
     refusal: Exception | None = None
-    token: str = "good"
+    tls: ssl.SSLContext | None = None
 
     async def open(
         self, path: str = "connect", token: str | None = "good", rest: bytes = b"", **headers: str | None
@@ -73,7 +75,7 @@ class World:
             path = f"/v1/sessions/{self.session.label}/{path}"
         head = f"GET {path} HTTP/1.1\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value is not None)
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls)
         writer.write(head.encode() + b"\r\n" + rest)
         return reader, writer, await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
 
@@ -84,8 +86,9 @@ class World:
         return int(head.split()[1])
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+@pytest.fixture(params=["plain", "tls"])
+async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    server_tls, client_tls = contexts(tmp_path) if request.param == "tls" else (None, None)
     engine = Database(f"sqlite+aiosqlite:///{tmp_path}/catty.db")
     await migrate(engine)
     access, sessions = AccessStore(engine), SessionStore(engine, "server", Changes())
@@ -126,10 +129,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     machines = SocketMachines(no_engine, b"k" * 32, Timing())
     async with Gateway(access, sessions, machines) as gateway:
         server = await asyncio.get_running_loop().create_server(
-            lambda: Front(Door("127.0.0.1"), asyncio.Protocol, gateway.serve, set()), "127.0.0.1", 0
+            lambda: Front(Door("127.0.0.1"), asyncio.Protocol, gateway.serve, set()), "127.0.0.1", 0, ssl=server_tls
         )
         port = server.sockets[0].getsockname()[1]
-        world = World(engine, sessions, access, session, lease, gateway, port)
+        world = World(engine, sessions, access, session, lease, gateway, port, tls=client_tls)
         yield world
         server.close()
         for task in tasks:
@@ -212,17 +215,19 @@ async def test_paths(world: World, path: str, listener: str, target: str) -> Non
         (403, {}, {"Origin": "http://evil.example"}),
         (400, {}, {"Sec_WebSocket_Key": None}),
         (400, {}, {"Upgrade": "h2c"}),
-        (426, {}, {"Sec_WebSocket_Protocol": None}),
-        (426, {}, {"Sec_WebSocket_Protocol": "something-else"}),
     ],
 )
 @pytest.mark.parametrize("target", ["connect", "exec", "sync"])
 async def test_refused_before_the_machine_hears_of_it(
     world: World, target: str, status: int, arguments: dict[str, Any], headers: dict[str, Any]
 ) -> None:
-    if status == 426 and target != "connect":
-        pytest.skip("only terminals have had another dialect")
     assert await world.status(**{"path": target} | arguments, **headers) == status
+    assert world.dialled == []
+
+
+@pytest.mark.parametrize("protocol", [None, "", "something-else"])
+async def test_a_client_of_before_is_told_so(world: World, protocol: str | None) -> None:
+    assert await world.status("connect", Sec_WebSocket_Protocol=protocol) == 426
     assert world.dialled == []
 
 
@@ -338,7 +343,7 @@ async def test_who_does_not_read_makes_the_other_wait(world: World, towards: str
 
 
 async def raw(world: World, *parts: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port, ssl=world.tls)
     for part in parts:
         writer.write(part)
         await writer.drain()
@@ -381,9 +386,9 @@ async def test_a_client_that_leaves_during_the_handshake(world: World) -> None:
         over.set()
 
     world.answer, world.behave = b"", silent
-    _, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", world.port, ssl=world.tls)
     writer.write(upgrade(world))
     await asyncio.wait_for(waiting.wait(), 5)
     writer.transport.abort()
-    await asyncio.wait_for(over.wait(), 15)
+    await asyncio.wait_for(over.wait(), 5)
     assert world.gateway.clients[world.session.id] == 0

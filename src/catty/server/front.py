@@ -22,11 +22,13 @@ from catty.server.heads import END, HEAD_MAX_BYTES
 __all__ = ["Front"]
 
 HEAD_S: Final = 10.0  # an honest client sends its head at once
+_REST_MAX_BYTES: Final = 16 << 10
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _CREDENTIALS: Final = struct.Struct("3i")
 
-Upgrade = Callable[[asyncio.Transport, bytes, bytes, Door], asyncio.Task[None]]
-"""Called with the transport (reading paused), the head, the bytes after it, and the door; cancelled when the client leaves."""
+Upgrade = Callable[[asyncio.Transport, bytes, bytearray, Door], asyncio.Task[None]]
+"""Called with the transport, the head, the bytes after it (which grow until the transport gets another protocol), and the door;
+cancelled when the client leaves."""
 
 
 class Front(asyncio.Protocol):
@@ -39,7 +41,7 @@ class Front(asyncio.Protocol):
         self._waiting = waiting
         self._web = web
         self._upgrade = upgrade
-        self._head = bytearray()
+        self._head, self._rest = bytearray(), bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -56,7 +58,13 @@ class Front(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        if self._transport is None or self._serving is not None:
+        if self._transport is None:
+            return
+        if self._serving is not None:
+            # Read on, so that a client which leaves is noticed; but no more than a little.
+            self._rest += data
+            if len(self._rest) > _REST_MAX_BYTES:
+                self._transport.pause_reading()
             return
         self._head += data
         end = self._head.find(END)
@@ -68,9 +76,8 @@ class Front(asyncio.Protocol):
             return
         end += len(END)
         if _UPGRADE.search(self._head, 0, end):
-            self._transport.pause_reading()
-            head, rest = bytes(self._head[:end]), bytes(self._head[end:])
-            self._serving = self._upgrade(self._transport, head, rest, self._door)
+            self._rest += self._head[end:]
+            self._serving = self._upgrade(self._transport, bytes(self._head[:end]), self._rest, self._door)
             return
         protocol = self._web()
         self._transport.set_protocol(protocol)

@@ -77,14 +77,14 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def serve(self, client: asyncio.Transport, head: bytes, rest: bytes, door: Door) -> asyncio.Task[None]:
-        """Take over `client` (reading paused), which sent an upgrade's `head` and then `rest`; cancel the task to drop it."""
+    def serve(self, client: asyncio.Transport, head: bytes, rest: bytearray, door: Door) -> asyncio.Task[None]:
+        """Take over `client`, which sent an upgrade's `head` and then `rest`, see `front.Upgrade`; cancel the task to drop it."""
         task = asyncio.create_task(self._serve(client, head, rest, door))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
         return task
 
-    async def _serve(self, client: asyncio.Transport, head: bytes, rest: bytes, door: Door) -> None:
+    async def _serve(self, client: asyncio.Transport, head: bytes, rest: bytearray, door: Door) -> None:
         try:
             request = parse_request(head)
             door.check(request.headers.get("host"), request.headers.get("origin"))
@@ -143,7 +143,7 @@ class Gateway:
         return session, target
 
     async def _connect(
-        self, client: asyncio.Transport, rest: bytes, request: RequestHead, session: Session, target: str
+        self, client: asyncio.Transport, rest: bytearray, request: RequestHead, session: Session, target: str
     ) -> _Splice:
         listener, path = _TARGETS[target]
         if not request.upgrades or "sec-websocket-key" not in request.headers:
@@ -162,9 +162,9 @@ class Gateway:
         machine = await self._machines.dial(session.machine_id, listener)
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
-                answer, first = await _handshake(machine, render(f"GET {path} HTTP/1.1", outgoing) + rest)
+                answer, first = await _handshake(machine, render(f"GET {path} HTTP/1.1", outgoing))
             client.write(_clean_answer(answer, _offered(request)) + first)
-            return await _Splice.between(client, machine)
+            return await _Splice.between(client, rest, machine)
         except TimeoutError:
             machine.close()
             raise MachineUnreachable(reason="it does not answer") from None
@@ -201,8 +201,8 @@ class _Splice:
         self._gone = asyncio.Event()
 
     @classmethod
-    async def between(cls, client: asyncio.Transport, machine: socket.socket) -> _Splice:
-        """Splice `client`, whose reading is paused, with the connected socket `machine`."""
+    async def between(cls, client: asyncio.Transport, rest: bytearray, machine: socket.socket) -> _Splice:
+        """Splice `client`, which sent `rest` already, with the connected socket `machine`."""
         splice = cls()
         towards_client, towards_machine = _Side(splice), _Side(splice)
         towards_client.target = client
@@ -211,6 +211,7 @@ class _Splice:
         splice._transports = [client, transport]
         for end in splice._transports:
             end.set_write_buffer_limits(high=BUFFER_BYTES)
+        transport.write(bytes(rest))
         client.set_protocol(towards_machine)
         if client.is_closing():
             splice.end()
@@ -233,7 +234,7 @@ class _Splice:
     async def close(self) -> None:
         """Close both sides, once what is written is sent or after a while."""
         for transport in self._transports:
-            transport.close()
+            _close(transport)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 await self._gone.wait()
@@ -250,15 +251,17 @@ class _Side(asyncio.BufferedProtocol):
 
     def __init__(self, splice: _Splice) -> None:
         self._splice = splice
-        self._buffer = bytearray(BUFFER_BYTES)
+        self._buffer = memoryview(
+            bytearray(BUFFER_BYTES)
+        )  # TLS fills slices of it: of a bytearray those would be copies
         self.target: asyncio.Transport | None = None
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.target is not None:
-            self.target.write(bytes(memoryview(self._buffer)[:nbytes]))
+            self.target.write(bytes(self._buffer[:nbytes]))
 
     def pause_writing(self) -> None:
         # This side's transport is full: the other side, which fills it, shall not read.
@@ -280,7 +283,13 @@ def refuse(client: asyncio.Transport, error: CattyError) -> None:
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
     if not client.is_closing():
         client.write(render(f"HTTP/1.1 {status.value} {status.phrase}", headers) + body)
-        client.close()
+        _close(client)
+        asyncio.get_running_loop().call_later(_LINGER_S, client.abort)
+
+
+def _close(transport: asyncio.Transport) -> None:
+    if not transport.is_closing():  # closed twice, a TLS transport forgets what there is to abort
+        transport.close()
 
 
 def _offered(request: RequestHead) -> list[str]:

@@ -131,16 +131,14 @@ class Supervision:
             await self._hold.update(visible=False, last_activity_at=at)
 
     async def _judge(self, activity: Activity, control: Control | None) -> bool:
-        """Whether the time is over; sends the warning before."""
+        """Whether the time is over; sends the warning before (at a warning, clients ring the bell)."""
         ttl = self._hold.session.ttl_sec
         verdict = activity.judge(time.monotonic(), ttl)
         if verdict is Verdict.WARN and control is not None:
             minutes = max(1, round(warning_lead(ttl) / 60))
             text = f"no activity: this session is saved and stopped in {minutes} min unless something happens"
             with contextlib.suppress(MachineError):
-                await control.request(
-                    "notice", timeout=self._timing.request, level="warning", code="ttl", message=text, bell=True
-                )
+                await control.request("notice", timeout=self._timing.request, level="warning", code="ttl", message=text)
         return verdict is Verdict.END
 
     # ---------------------------------------------------------------------------------------- death

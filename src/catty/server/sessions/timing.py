@@ -30,5 +30,5 @@ class Timing:
     grace: float = float(constants.STOP_GRACE_S)
     retry: float = 5.0  # after a failure of the engine or of a last save, doubled up to `retry_max`
     retry_max: float = 300.0
-    stop_wait: float = 600.0  # `stop` answers with the session as it is after this
+    stop_wait: float = 540.0  # `stop` answers with the session as it is after this; clients wait for ten minutes
     poll: float = 1.0  # how soon a long poll sees what another server changed
