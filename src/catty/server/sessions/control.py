@@ -111,7 +111,7 @@ class Control(picows.WSListener):
             transport.disconnect()
             return
         number = message.get("id")
-        if isinstance(number, int) and (reply := self._waiting.get(number)) is not None:
+        if type(number) is int and (reply := self._waiting.get(number)) is not None:
             if not reply.done():
                 reply.set_result(message)
         elif isinstance(message.get("event"), str) and self._on_event is not None:
