@@ -19,7 +19,7 @@ class Dialect(abc.ABC):
     grace_parameter: ClassVar[str]  # of `stop`
     own_network: ClassVar[bool]  # whether a machine needs a network made for it first
     # Whether a removed container's endpoint may stay mounted: Podman unmounts it in the mount namespace of its monitor process, which
-    # does not reach the host's where mounts do not spread (`host.mount_is_shared`).
+    # does not reach the host's where `/` is not a shared mount.
     leaves_mounts: ClassVar[bool]
 
     @abc.abstractmethod

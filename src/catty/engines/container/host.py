@@ -19,7 +19,6 @@ __all__ = [
     "has_subids",
     "host_addresses",
     "is_root",
-    "mount_is_shared",
     "tun_usable",
 ]
 
@@ -76,17 +75,6 @@ def has_subids(name: str | None = None) -> bool:
 def tun_usable() -> bool:
     """Whether network helpers can open /dev/net/tun (normally mode 0666)."""
     return os.access("/dev/net/tun", os.R_OK | os.W_OK)
-
-
-def mount_is_shared(path: Path) -> bool:
-    """Whether mounts below `path` spread between mount namespaces (systemd's default; not so in some bare machines)."""
-    best, shared = -1, True
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        point = fields[4]
-        if len(point) >= best and path.is_relative_to(point):
-            best, shared = len(point), any(field.startswith("shared:") for field in fields[6 : fields.index("-")])
-    return shared
 
 
 def fingerprint() -> list[str]:

@@ -110,7 +110,7 @@ class Plan:
 def shm(size: int) -> tuple[str, str]:
     """A machine's /dev/shm, of at most `size` bytes and never above SHM_BYTES.
 
-    Podman's own would stay mounted on hosts where mounts do not spread (`host.mount_is_shared`), and keep the container from being
+    Podman's own would stay mounted on hosts where `/` is not a shared mount, and keep the container from being
     removed."""
     return "/dev/shm", f"size={min(size, SHM_BYTES)},mode=1777,nosuid,nodev"  # noqa: S108  # a path in the machine
 
