@@ -25,7 +25,7 @@ def machine_image(request: pytest.FixtureRequest) -> str:
     if given := os.environ.get(IMAGE_VARIABLE):
         return given
     session_image: str = request.getfixturevalue("session_image")
-    if importlib.util.find_spec("catty.runtime.init"):
+    if importlib.util.find_spec("catty.runtime.terminal"):
         return session_image
     image = "localhost/catty-stand-in:1"
     name = f"catty-stand-in-{os.getpid()}"

@@ -15,7 +15,7 @@ from catty.engines.base import Engine, MachineSpec
 from catty.engines.endpoint import dial
 from engines.inside import claim, execute
 
-RUNTIME = importlib.util.find_spec("catty.runtime.init") is not None  # else a stand-in (conftest.py)
+RUNTIME = importlib.util.find_spec("catty.runtime.terminal") is not None  # else a stand-in (conftest.py)
 BOOT_S = 30  # on a machine that is busy with other things too
 
 
