@@ -15,6 +15,7 @@ from sqlalchemy import select, update
 
 from catty.engines.base import MachineSpec
 from catty.errors import ServerStartFailed
+from catty.server.db.engine import Database
 from catty.server.db.schema import sessions as table
 from catty.workspace.manifest import Manifest
 from catty.workspace.model import digest
@@ -185,6 +186,32 @@ async def test_machines_that_nobody_knows_are_destroyed(short: Path, engine: Pro
             return engine.machines() == [session["machine_id"]]
 
         await eventually(only_ours)
+
+
+async def test_a_machine_that_is_somebody_elses(short: Path, engine: ProcessEngine) -> None:
+    """Records that were mixed up never put one session's files into another one's machine."""
+    async with a_server(short / "data", lambda *_: engine) as (_, client):
+        body = {"agent": "shell", "workspace": "upload"}
+        mine, theirs = [await client("POST", "/v1/sessions", body, expect=201) for _ in range(2)]
+        for made in (mine, theirs):
+            await client.until(made["id"], lambda now: now["step"] == "workspace")
+    database = Database(f"sqlite+aiosqlite:///{short}/data/catty.db")
+    for session, machine in ((theirs, "none"), (mine, theirs["machine_id"])):
+        where = update(table).where(table.c.id == session["id"])
+        await database.execute(where.values(machine_id=machine, step="claim"))
+    await database.close()
+    async with a_server(short / "data", lambda *_: engine) as (_, client):
+        stopped = await client.until(mine["id"], lambda now: now["state"] == "stopped")
+        assert (stopped["reason"], stopped["error"]["code"]) == ("failed", "claim-refused")
+
+
+async def test_a_server_that_leaves_gives_its_leases_back(short: Path, engine: ProcessEngine) -> None:
+    async with a_server(short / "data", lambda *_: engine) as (_, client):
+        session = await client.running()
+    database = Database(f"sqlite+aiosqlite:///{short}/data/catty.db")
+    (row,) = await database.execute(select(table).where(table.c.id == session["id"]))
+    await database.close()
+    assert (row.state, row.lease_holder) == ("running", None)
 
 
 async def test_one_server_per_data_directory(short: Path, engine: ProcessEngine) -> None:

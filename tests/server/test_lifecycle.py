@@ -109,6 +109,17 @@ async def test_a_machine_that_dies_is_salvaged(rest: Rest, engine: ProcessEngine
     assert engine.machines() == []
 
 
+async def test_a_machine_that_runs_but_cannot_be_saved_is_salvaged(rest: Rest, engine: ProcessEngine) -> None:
+    session = await rest.running()
+    write(engine, session, "file", "not saved yet")
+    (engine.root / session["machine_id"] / "endpoint" / "workspace").unlink()
+    stopped = await rest("POST", f"/v1/sessions/{session['id']}/stop")
+    assert (stopped["state"], stopped["reason"]) == ("stopped", "user")
+    assert await saved(rest, session) == {"workspace/file": digest(b"not saved yet")}
+    assert "salvage" in engine.calls
+    assert engine.machines() == []
+
+
 async def test_the_conversation_survives_a_salvage(rest: Rest, engine: ProcessEngine) -> None:
     session = await rest.running(agent="claude")
     transcript = engine.root / session["machine_id"] / "home/.claude/projects/-workspace/x.jsonl"
