@@ -1,26 +1,17 @@
-"""A supervised process's side of its channel to `init` (`initproto.py` has the messages).
-
-link = await InitLink.open()           # from the descriptors that init left in the environment
-claim = await link.claimed()           # waits for the claim; Claim's secrets are not in it
-server = await serve(link.listener, routes, token=lambda: link.token)
-"""
+"""`terminal`'s side of its channel to `init` (`initproto.py` has the messages)."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from catty.runtime import initproto
 from catty.runtime.initproto import Message
 
-__all__ = ["CHANNEL_VARIABLE", "LISTENER_VARIABLE", "InitLink", "InitRefused", "PublicClaim"]
-
-CHANNEL_VARIABLE: Final = "CATTY_FD_INIT"
-LISTENER_VARIABLE: Final = "CATTY_FD_LISTEN"
+__all__ = ["InitLink", "InitRefused", "PublicClaim"]
 
 
 class InitRefused(Exception):
@@ -50,38 +41,34 @@ class InitLink:
         self.boot: Message = {}
         self.boot_fds: list[int] = []
         self.claim: PublicClaim | None = None
-        self.on_event: Callable[[Message, list[int]], None] = _drop
-        """Called with each event but `boot` and `claimed`, and the descriptors beside it, which are then the callee's."""
+        self._on_event: Callable[[Message, list[int]], None] | None = None
+        self._early: list[tuple[Message, list[int]]] = []
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._outbox: deque[tuple[Message, tuple[int, ...]]] = deque()
         self._number = 0
         self._booted = asyncio.Event()
-        self._claimed = asyncio.Event()
         channel.setblocking(False)
         self._loop.add_reader(channel, self._on_readable)
 
     @classmethod
-    async def open(cls) -> InitLink:
-        """The link over the descriptors named in the environment, once init's `boot` has arrived."""
-        channel, listener = (
-            socket.socket(fileno=int(os.environ[name])) for name in (CHANNEL_VARIABLE, LISTENER_VARIABLE)
-        )
-        link = cls(channel, listener)
+    async def open(cls, listener: int, channel: int) -> InitLink:
+        """The link over two inherited descriptors, once init's `boot` has arrived."""
+        link = cls(socket.socket(fileno=channel), socket.socket(fileno=listener))
         await link._booted.wait()
         return link
+
+    def listen(self, on_event: Callable[[Message, list[int]], None]) -> None:
+        """Call `on_event` with each event but `boot` and `claimed`, and the descriptors beside it, which are then the callee's."""
+        self._on_event = on_event
+        while self._early:
+            on_event(*self._early.pop(0))
 
     @property
     def token(self) -> str | None:
         """What the server must present; None before the claim."""
         return self.claim.token if self.claim is not None else None
-
-    async def claimed(self) -> PublicClaim:
-        """The claim, once there is one."""
-        while self.claim is None:
-            await self._claimed.wait()
-        return self.claim
 
     async def request(self, op: str, fds: tuple[int, ...] = (), **fields: object) -> Message:
         """init's reply. `fds` stay the caller's and must stay open until then. Raises InitRefused."""
@@ -133,15 +120,11 @@ class InitLink:
             self._booted.set()
         elif event == "claimed":
             self._set_claim(message["claim"])
+        elif self._on_event is not None:
+            self._on_event(message, fds)
         else:
-            self.on_event(message, fds)
+            self._early.append((message, fds))
 
     def _set_claim(self, claim: Message | None) -> None:
         if claim is not None:
             self.claim = PublicClaim(**{**claim, "conversation": tuple(claim["conversation"])})
-            self._claimed.set()
-
-
-def _drop(_message: Message, fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

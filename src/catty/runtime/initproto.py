@@ -1,27 +1,26 @@
-"""How `init` and the processes that it supervises talk: JSON packets with file descriptors beside them.
+"""How `init` and `terminal` talk: JSON packets with file descriptors beside them. (`workspace` gets its claim as a line of JSON.)
 
 The channel is a SOCK_SEQPACKET pair, so one packet is one message. A message that does not fit a packet travels in a memfd, which is
 then the first of its descriptors.
 
-    child → init   {"id": 3, "op": "spawn", …}              init → child   {"id": 3, "ok": true, …} or {"id": 3, "ok": false, "error", "message"}
-    init → child   {"event": "boot", …}                     the first message of every life of a child
+    terminal → init   {"id": 3, "op": "spawn", …}              init → terminal   {"id": 3, "ok": true, …} or {"id": 3, "ok": false, "error", "message"}
+    init → terminal   {"event": "boot", …}                 the first message of every life of `terminal`
 
-    op        from      request                                                  reply
-    claim     terminal  text                                                     epoch; error "claim-refused" for any but the first
-    start     terminal  fresh (bool), cols, rows                                 -          the workspace is in place; see `agent.py`
-    env       terminal  env {}                                                   -
-    spawn     terminal  argv, user, cwd, env {}, tty (bool); fds 0 1 2           pid; error "not-found", "not-executable", "failed"
-    signal    terminal  signal (number), pid (absent: the agent)                 -
-    kill      terminal  pid                                                      -          HUP, and KILL a moment later, to its group
-    usage     terminal  -                                                        cpu_seconds, execs
-    shutdown  terminal  grace (seconds)                                          -          once the agent has ended
+    op        request                                                  reply
+    claim     text                                                     epoch; error "claim-refused" for any but the first
+    start     fresh (bool), cols, rows                                 -          the workspace is in place; see `agent.py`
+    env       env {}                                                   -
+    spawn     argv, user, cwd, env {}, tty (bool); fds 0 1 2           pid
+    signal    signal (number), pid (absent: the agent)                 -
+    kill      pid                                                      -          HUP, and KILL a moment later, to its group
+    usage     -                                                        cpu_seconds, execs
+    shutdown  grace (seconds)                                          -          once the agent has ended
 
-    event           to         fields
-    boot            terminal   epoch, machine, claim (see `public_claim`) or null, agent {…}; fds: the terminal's files, then the PTY if any
-    boot            workspace  epoch, machine, claim or null
-    claimed         both       claim
-    agent           terminal   state, code, signal, pid, resumed; fds: the new PTY if it starts
-    exit            terminal   pid, code, signal         of a spawned program
+    event     fields
+    boot      epoch, machine, claim (see `public_claim`) or null, agent {…}; fds: TERMINAL_FILES, then the PTY if there is one
+    claimed   claim
+    agent     state, wants, code, signal, pid, resumed; fds: the new PTY if it starts
+    exit      pid, code, signal         of a spawned program
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ import os
 import socket
 from typing import Any, Final
 
-__all__ = ["FDS_MAX", "TERMINAL_FILES", "Message", "public_claim", "receive", "send"]
+__all__ = ["TERMINAL_FILES", "Message", "public_claim", "receive", "send"]
 
 Message = dict[str, Any]
 
 _PACKET_MAX: Final = 32 << 10  # well below what a socket buffer holds
-FDS_MAX: Final = 16
+_FDS_MAX: Final = 16
 TERMINAL_FILES: Final = (  # in this order beside `boot`; docs/design.md, "Exactly once"
     "output",  # memfd; its position is the end of the output stream
     "output_pipe_out",  # the end that is read
@@ -71,7 +70,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     """
     slots = array.array("i")
     packet, ancillary, _, _ = sock.recvmsg(
-        _PACKET_MAX + 1, socket.CMSG_SPACE((FDS_MAX + 1) * slots.itemsize), socket.MSG_CMSG_CLOEXEC
+        _PACKET_MAX + 1, socket.CMSG_SPACE((_FDS_MAX + 1) * slots.itemsize), socket.MSG_CMSG_CLOEXEC
     )
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

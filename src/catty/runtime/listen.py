@@ -47,6 +47,7 @@ RECEIVE_HIGH: Final = 256 * KIB  # bytes received and not asked for, beyond whic
 HIGH_WATER: Final = 64 * KIB  # bytes accepted for sending, beyond which `send` waits
 CLOSE_GRACE_S: Final = 2.0  # for the other side to answer a close frame
 HANDSHAKE_S: Final = 5.0
+_FLUSH_S: Final = 60.0  # for the other side to read what was sent before the close frame
 _REASON_MAX: Final = 123  # bytes; RFC 6455's limit for a close frame's reason
 _COPIED_MAX: Final = 8 * KIB  # see Connection.post
 
@@ -155,7 +156,9 @@ class Connection(WSListener):
         self._transport.send_close(WSCloseCode(code), reason.encode()[:_REASON_MAX].decode(errors="ignore").encode())
         self.hold(held=False)  # or the answer would never be read
         self._finish(code)
-        asyncio.get_running_loop().call_later(CLOSE_GRACE_S, self._transport.disconnect, False)
+        loop = asyncio.get_running_loop()
+        loop.call_later(CLOSE_GRACE_S, self._transport.disconnect)
+        loop.call_later(_FLUSH_S, self._transport.disconnect, False)
 
     async def wait_closed(self) -> None:
         """Until either side has closed the connection, or it broke."""
