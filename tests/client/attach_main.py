@@ -14,7 +14,8 @@ from catty.errors import CattyError
 
 
 def main(path: str, options: dict[str, str]) -> int:
-    server = Server(f"unix:{path}", "token")
+    server = Server(f"unix:{path}", options.get("token", "token"))
+    resource = options.get("path", session_path("x", "connect"))
     chosen = AttachOptions(
         label="brave-tiger-1234",
         agent="claude",
@@ -26,7 +27,7 @@ def main(path: str, options: dict[str, str]) -> int:
     )
     try:
         terminal = Terminal("an attach")
-        attach = Attach(lambda: connect(server, session_path("x", "connect")), terminal, chosen)
+        attach = Attach(lambda: connect(server, resource), terminal, chosen)
         outcome = asyncio.run(attach.run())
     except CattyError as error:
         sys.stdout.write(f"error: {error.message} [{error.code}]\n")

@@ -1,8 +1,12 @@
-"""A client for tests: `execute_main.py SOCKET [-t] COMMAND…` runs COMMAND behind a Unix socket with its own standard streams."""
+"""A client for tests: `execute_main.py SOCKET [-t] COMMAND…` runs COMMAND behind a Unix socket with its own standard streams.
+
+The environment's EXEC_TOKEN and EXEC_PATH are for a socket that is a machine's own.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from catty.client.config import Server
@@ -19,10 +23,11 @@ def main(path: str, words: list[str]) -> int:
     cols, rows = terminal.size() if terminal else (80, 24)
     command = Exec(tuple(words[1:] if tty else words), tty=tty, cols=cols, rows=rows)
 
+    server = Server(f"unix:{path}", os.environ.get("EXEC_TOKEN", "token"))
+    resource = os.environ.get("EXEC_PATH", session_path("x", "exec"))
+
     async def run() -> int:
-        return await execute(
-            await connect(Server(f"unix:{path}", "token"), session_path("x", "exec")), command, terminal
-        )
+        return await execute(await connect(server, resource), command, terminal)
 
     try:
         return asyncio.run(run())

@@ -52,6 +52,8 @@ def test_nothing_is_undone_that_was_not_done() -> None:
         (b"\x1b[2;10r", b"\x1b[r"),
         (b"\x1b[?47h", b"\x1b[?47l"),
         (b"\x1b]0;unfinished", b"\x1b\\"),
+        (b"\x1b[=5u", b"\x1b[=0u"),
+        (b"\x1b[>1u\x1b[=5;2u", b"\x1b[<1u"),
     ],
 )
 def test_undo(output: bytes, undone: bytes) -> None:
@@ -83,7 +85,7 @@ def test_ground(output: bytes, ground: bool) -> None:
 
 
 def test_after_undo_and_redo_the_modes_are_the_same() -> None:
-    modes = fed(CLAUDE, b"\x1b=\x1b[4h")
+    modes = fed(b"\x1b[=2u", CLAUDE, b"\x1b=\x1b[4h\x1b[=8;2u")
     again = fed(modes.redo())
     assert again.undo() == modes.undo()
     assert again.alternate

@@ -63,7 +63,8 @@ class Modes:
     def _clear(self) -> None:
         self._set: dict[int, bool] = {}
         self._alternate = 0  # the mode that entered the alternate screen
-        self._kitty: dict[bool, list[int]] = {False: [], True: []}  # pushed flags, per screen
+        # Flags per screen; the first is what was set without being pushed, the others were pushed.
+        self._kitty: dict[bool, list[int]] = {False: [0], True: [0]}
         self._insert = self._keypad = self._region = self._other_keys = self._shape = False
 
     @property
@@ -127,11 +128,12 @@ class Modes:
         first = numbers[0] if numbers else 0
         if how == b">":
             stack.append(first)
-            del stack[:-_KITTY_STACK_MAX]
+            del stack[1:-_KITTY_STACK_MAX]
         elif how == b"<":
-            del stack[len(stack) - min(max(first, 1), len(stack)) :]
-        elif how == b"=" and stack:
-            stack[-1] = first
+            del stack[max(1, len(stack) - max(first, 1)) :]
+        elif how == b"=":
+            how_set = numbers[1] if len(numbers) > 1 else 1
+            stack[-1] = {1: first, 2: stack[-1] | first, 3: stack[-1] & ~first}.get(how_set, stack[-1])
 
     # ------------------------------------------------------------------------------------------ undo, redo
 
@@ -156,17 +158,23 @@ class Modes:
 
     def redo(self) -> bytes:
         """What sets the modes again after `undo()`; the screen's content and the scroll region must be painted anew."""
-        out = [b"\x1b[>%du" % flags for flags in self._kitty[False]]
+        out = [_pushed(self._kitty[False])]
         if self._alternate:
             out.append(b"\x1b[?%dh" % self._alternate)
-            out += [b"\x1b[>%du" % flags for flags in self._kitty[True]]
+            out.append(_pushed(self._kitty[True]))
         out += [b"\x1b[?%d%s" % (mode, b"l" if _FRESH[mode] else b"h") for mode in self._changed()]
         out += [b"\x1b[4h"] * self._insert + [b"\x1b="] * self._keypad + [b"\x1b[>4;2m"] * self._other_keys
         return b"".join(out)
 
 
 def _popped(stack: list[int]) -> bytes:
-    return b"\x1b[<%du" % len(stack) if stack else b""
+    popped = b"\x1b[<%du" % (len(stack) - 1) if len(stack) > 1 else b""
+    return popped + (b"\x1b[=0u" if stack[0] else b"")
+
+
+def _pushed(stack: list[int]) -> bytes:
+    base = b"\x1b[=%du" % stack[0] if stack[0] else b""
+    return base + b"".join(b"\x1b[>%du" % flags for flags in stack[1:])
 
 
 def _complete_utf8(end: bytes) -> bool:
