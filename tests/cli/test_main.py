@@ -131,6 +131,25 @@ def test_start_up_imports_little(args: list[str], forbidden: set[str]) -> None:
     assert not forbidden & set(json.loads(ran.stdout.splitlines()[-1]))
 
 
+@pytest.mark.parametrize(
+    ("words", "label", "command", "user"),
+    [
+        (["one", "--", "ls", "-la"], "one", ("ls", "-la"), "agent"),
+        (["one", "ls", "-la"], "one", ("ls", "-la"), "agent"),
+        (["one", "--user", "root", "--", "ls", "--user", "x"], "one", ("ls", "--user", "x"), "root"),
+        (["--user", "root", "one", "ls", "-t"], "one", ("ls", "-t"), "root"),
+        (["one", "--", "--", "x"], "one", ("--", "x"), "agent"),
+    ],
+)
+def test_which_words_of_exec_are_the_commands_own(
+    words: list[str], label: str, command: tuple[str, ...], user: str
+) -> None:
+    exec_ = cli.get_command(click.Context(cli), "exec")
+    assert exec_ is not None
+    parsed = exec_.make_context("exec", list(words)).params
+    assert (parsed["label"], parsed["command"], parsed["user"], parsed["tty"]) == (label, command, user, False)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(run: Run, shell: str) -> None:
     ran = run("completion", shell)

@@ -13,9 +13,17 @@ from catty.errors import SessionNotRunning
 __all__ = ["exec_"]
 
 
+class _Command(click.Command):
+    """Options may stand behind LABEL where `--` says what is the command's own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = "--" in args
+        return super().parse_args(ctx, args)
+
+
 @click.command(
     "exec",
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    cls=_Command,
     epilog="Example: `catty exec brave-tiger-1234 -- git log --oneline`, or `catty exec -t brave -- bash`",
 )
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal; leave with ~. after Enter.")
@@ -26,19 +34,16 @@ __all__ = ["exec_"]
 def exec_(cli: Cli, /, *, label: str, command: tuple[str, ...], tty: bool, user: str) -> int:
     """Run a command in a session's machine, in /workspace; its output, its exit code.
 
-    Standard input goes to it, signals too. Options stand before LABEL.
+    Standard input goes to it, signals too.
     """
     from catty.client.execute import execute
     from catty.client.link import connect, session_path
     from catty.client.tty import Terminal
     from catty.wire.attach import Exec
 
-    words = command[1:] if command[0] == "--" else command
-    if not words:
-        raise click.UsageError("exec needs a command after `--`")
     terminal = Terminal("exec -t", screen=False) if tty else None
     cols, rows = terminal.size() if terminal else (80, 24)
-    wanted = Exec(words, tty=tty, user=user, cols=cols, rows=rows)
+    wanted = Exec(command, tty=tty, user=user, cols=cols, rows=rows)
 
     async def run() -> int:
         return await execute(await connect(cli.server, session_path(label, "exec")), wanted, terminal)
