@@ -115,6 +115,10 @@ def test_docker_serves_only_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert find_docker() is None
 
 
+def test_public_key_is_handed_on() -> None:
+    assert plan(MachineSpec("m", "image:1", public_key="ab" * 32)).env["CATTY_PUBLIC_KEY"] == "ab" * 32
+
+
 def test_defaults_are_behaviours() -> None:
     assert plan().memory == constants.MEMORY_DEFAULT_MB << 20
     assert plan().hostname == "catty-0f5e4d3c"
