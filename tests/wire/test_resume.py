@@ -22,8 +22,9 @@ def resumed(epoch: str, output: int, taken: int, *, exact: bool = True) -> bytes
 class ModelMachine:
     """What docs/protocol.md promises of a machine, in forty lines: output of one epoch, its ring, input marks per client."""
 
-    def __init__(self, epoch: str, ring: int) -> None:
+    def __init__(self, epoch: str, ring: int, *, trusts: bool) -> None:
         self.epoch, self.ring = epoch, ring
+        self.trusts = trusts  # a client that it does not know begins where it says; else at 0
         self.output = b""
         self.taken: dict[str, int] = {}
         self.keys = b""
@@ -32,7 +33,7 @@ class ModelMachine:
         frame = unpack(message)
         assert frame.type is FrameType.RESUME
         self.client = (hello := Resume.from_json(unpack_json(frame), frame.offset)).client
-        taken = self.taken.setdefault(hello.client, hello.input)
+        taken = self.taken.setdefault(hello.client, hello.input if self.trusts else 0)
         known = hello.epoch == self.epoch and hello.output != NO_OFFSET
         if known and len(self.output) - self.ring <= hello.output <= len(self.output):
             self.sent = hello.output
@@ -64,11 +65,11 @@ class ResumeMachine(RuleBasedStateMachine):
 
     messages = Bundle("messages")
 
-    @initialize(ring=st.integers(0, 40))
-    def begin(self, ring: int) -> None:
-        self.ring = ring
+    @initialize(ring=st.integers(0, 40), trusts=st.booleans())
+    def begin(self, ring: int, trusts: bool) -> None:
+        self.ring, self.trusts = ring, trusts
         self.epochs = 1
-        self.machine = ModelMachine("epoch1", ring)
+        self.machine = ModelMachine("epoch1", ring, trusts=trusts)
         self.link = ResumeLink("c1", limit=64)
         self.shown = b""
         self.typed = b""
@@ -129,8 +130,14 @@ class ResumeMachine(RuleBasedStateMachine):
         self.cut()
         self.epochs += 1
         earlier = self.machine
-        self.machine = ModelMachine(f"epoch{self.epochs}", self.ring)
+        self.machine = ModelMachine(f"epoch{self.epochs}", self.ring, trusts=self.trusts)
         self.machine.keys = earlier.keys
+
+    @rule()
+    def forgets_its_clients(self) -> None:
+        self.cut()
+        self.epochs += 1  # as good as another machine, as far as input goes
+        self.machine.taken.clear()
 
     @invariant()
     def keys_in_order_and_once(self) -> None:
