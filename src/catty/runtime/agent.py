@@ -121,7 +121,8 @@ def end_sessions(events: Events, sessions: Callable[[], set[int]], grace: float,
     `sessions` is asked time and again; a session whose leader has been reaped stays in it until `done`.
     """
     begun = time.monotonic()
-    stages = [(0.0, signal.SIGHUP), (grace / 3, signal.SIGTERM), (grace, signal.SIGKILL)]
+    # HUP twice: a shell that gets it while it starts up forgets about it, and an interactive one ignores TERM.
+    stages = [(0.0, signal.SIGHUP), (grace / 10, signal.SIGHUP), (grace / 3, signal.SIGTERM), (grace, signal.SIGKILL)]
 
     def step() -> None:
         left = processes.members(processes.descendants(os.getpid()), sessions())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import struct
@@ -84,15 +85,14 @@ class Console:
 
     def agent_changed(self, agent: Message, master: int | None) -> None:
         """init says how the agent is now; `master` comes with one that has just been started."""
+        before, self.agent = self.agent, agent
         if master is not None:
-            if self._pty is not None:
-                self.drain()
-                self._close()
+            if before["state"] == "exited":
+                self._take_last_words()
                 self.input.drop_pending()
             self.exit_at = None
             self._opened_at = time.monotonic()
             self._open(master)
-        self.agent = agent
         self.drain()
 
     # ------------------------------------------------------------------------------------ output
@@ -140,6 +140,13 @@ class Console:
         self._read(on=emptied or self.output.end == batch)
         return emptied
 
+    def _take_last_words(self) -> None:
+        """Whatever the clients' pace: what is still in the old terminal would be lost with it."""
+        if self._pty is not None:
+            with contextlib.suppress(EOFError):
+                self.output.pull(self._pty, self.output.end + _BATCH)
+            self._close()
+
     def _limit(self) -> pacing.Limit:
         return pacing.limit((client.pace for client in self.clients), self.output.end, time.monotonic())
 
@@ -167,8 +174,8 @@ class Console:
         return self.input.pending > INPUT_HOLD_BYTES
 
     def _feed(self) -> None:
-        if self._pty is None:
-            return
+        if self._pty is None or not self.running:
+            return  # an agent that has exited leaves its keys unread, and unechoed
         try:
             done = self.input.feed(self._pty)
         except OSError:
