@@ -30,7 +30,6 @@ from catty.engines.base import (
 from catty.errors import EngineFailed, MachineNotFound
 
 _POLL_S = 0.05
-RUNTIME = os.environ.get("FAKE_RUNTIME", "-m catty.runtime.init").split()
 
 
 class ProcessEngine(Engine):
@@ -174,7 +173,7 @@ class ProcessEngine(Engine):
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, *RUNTIME],
+            [sys.executable, "-m", "catty.runtime.init"],
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -151,6 +151,20 @@ async def test_a_machine_that_does_not_speak_websocket() -> None:
     theirs.close()
 
 
+async def test_giving_up_during_the_handshake_closes_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setblocking(False)
+    loop = asyncio.get_running_loop()
+    opening = asyncio.create_task(Control.open(ours, "token"))
+    assert (await loop.sock_recv(theirs, 65536)).startswith(b"GET /control ")
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(opening, 5)
+    assert await asyncio.wait_for(loop.sock_recv(theirs, 1), 5) == b""
+    theirs.close()
+
+
 class Dialling(Machines):
     """Machines at one address."""
 

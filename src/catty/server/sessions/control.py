@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,8 +19,6 @@ __all__ = ["Control", "open_websocket", "printable"]
 _REASON_MAX: Final = 200  # characters of a machine's own words that get into an error
 _HANDSHAKE_S: Final = 10.0
 
-OnEvent = Callable[[dict[str, Any]], None]
-
 
 async def open_websocket(
     sock: socket.socket, path: str, token: str, listener: Callable[[], picows.WSListener], max_message: int
@@ -28,8 +27,8 @@ async def open_websocket(
     if sock.family == socket.AF_UNIX:
         sock = UnixSocket.adopt(sock)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        transport, _ = await picows.ws_connect(
+    connecting = asyncio.ensure_future(
+        picows.ws_connect(
             listener,
             f"ws://machine{path}",
             socket_factory=lambda _url: sock,
@@ -39,32 +38,36 @@ async def open_websocket(
             websocket_handshake_timeout=_HANDSHAKE_S,
             use_aiofastnet=False,
         )
+    )
+    try:
+        await asyncio.wait([connecting])
+        return connecting.result()[0]
     except (OSError, TimeoutError, picows.WSError) as error:
         sock.close()
         raise MachineUnreachable(reason=f"{type(error).__name__} at {path}") from None
-    except BaseException:
-        sock.close()
+    except asyncio.CancelledError:
+        # Cancelled itself, picows would leave its transport open. So the connection is ended under it.
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait([connecting])
+        if connecting.exception() is None:
+            connecting.result()[0].disconnect()
         raise
-    return transport
 
 
 class Control(picows.WSListener):
-    """A control connection. `on_event` is called with each event that the machine sends; it must not raise.
+    """A control connection; `closed` is done when it is. Events that the machine tells are not looked at."""
 
-    `closed` is done when the connection is.
-    """
-
-    def __init__(self, on_event: OnEvent | None = None) -> None:
+    def __init__(self) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._on_event = on_event
         self._transport: picows.WSTransport | None = None
         self._next = 1
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     @classmethod
-    async def open(cls, sock: socket.socket, token: str, on_event: OnEvent | None = None) -> Control:
+    async def open(cls, sock: socket.socket, token: str) -> Control:
         """Speak control over the connected `sock`; `token` is the claim's ("" before the claim). Raises MachineUnreachable."""
-        self = cls(on_event)
+        self = cls()
         await open_websocket(sock, "/control", token, lambda: self, control.MESSAGE_MAX_BYTES)
         return self
 
@@ -111,11 +114,9 @@ class Control(picows.WSListener):
             transport.disconnect()
             return
         number = message.get("id")
-        if type(number) is int and (reply := self._waiting.get(number)) is not None:
-            if not reply.done():
-                reply.set_result(message)
-        elif isinstance(message.get("event"), str) and self._on_event is not None:
-            self._on_event(message)
+        reply = self._waiting.get(number) if type(number) is int else None
+        if reply is not None and not reply.done():
+            reply.set_result(message)
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:  # noqa: ARG002
         """See picows."""
