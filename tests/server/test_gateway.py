@@ -50,6 +50,7 @@ class World:
     lease: Lease
     gateway: Gateway
     port: int
+    active: list[str]
     answer: bytes = ACCEPT + b"Sec-WebSocket-Protocol: catty.v2\r\n\r\n"
     behave: Behaviour = echo
     heads: list[bytes] = field(default_factory=list)
@@ -127,12 +128,13 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         raise AssertionError
 
     machines = SocketMachines(no_engine, b"k" * 32, Timing())
-    async with Gateway(access, sessions, machines) as gateway:
+    active: list[str] = []
+    async with Gateway(access, sessions, machines, active.append) as gateway:
         server = await asyncio.get_running_loop().create_server(
             lambda: Front(Door("127.0.0.1"), asyncio.Protocol, gateway.serve, set()), "127.0.0.1", 0, ssl=server_tls
         )
         port = server.sockets[0].getsockname()[1]
-        world = World(engine, sessions, access, session, lease, gateway, port, tls=client_tls)
+        world = World(engine, sessions, access, session, lease, gateway, port, active, tls=client_tls)
         yield world
         server.close()
         for task in tasks:
@@ -262,6 +264,17 @@ async def test_a_machine_that_does_not_upgrade(world: World, answer: bytes) -> N
 async def test_an_endpoint_that_was_replaced(world: World) -> None:
     world.refusal = EndpointRefused(reason="a symlink")
     assert await world.status() == 502
+
+
+@pytest.mark.parametrize(("path", "times"), [("exec", 2), ("connect", 0), ("sync", 0)])
+async def test_an_exec_is_activity_at_both_ends(world: World, path: str, times: int) -> None:
+    world.behave = hang_up
+    reader, writer, _ = await world.open(path)
+    await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    while world.gateway.clients[world.session.id]:
+        await asyncio.sleep(0)
+    assert world.active == [world.session.id] * times
 
 
 async def test_either_end_closes_the_other(world: World) -> None:

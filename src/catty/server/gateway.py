@@ -15,6 +15,7 @@ import math
 import re
 import socket
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, NoReturn, Self
 
@@ -58,7 +59,11 @@ _LOG: Final = logging.getLogger(__name__)
 class Gateway:
     """Serves upgrades while it is entered; `clients` counts the live connections of each session."""
 
-    def __init__(self, access: AccessStore, sessions: SessionStore, machines: Machines) -> None:
+    def __init__(
+        self, access: AccessStore, sessions: SessionStore, machines: Machines, active: Callable[[str], None]
+    ) -> None:
+        """`active` is called with a session's id when an `exec` begins and ends: one may be over between two looks at the machine."""
+        self._active = active
         self._access = access
         self._sessions = sessions
         self._machines = machines
@@ -105,12 +110,16 @@ class Gateway:
             raise
         self._live[splice] = principal
         self.clients[session.id] += 1
+        if target == "exec":
+            self._active(session.id)
         try:
             await self._until_over(splice, session)
             await splice.close()
         finally:
             del self._live[splice]
             self.clients[session.id] -= 1
+            if target == "exec":
+                self._active(session.id)
             await splice.abort()
 
     async def _guard(self) -> NoReturn:

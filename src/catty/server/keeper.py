@@ -59,6 +59,11 @@ class Keeper:
         """Something was asked of a session that may be at rest: look at once."""
         self._asked.set()
 
+    def active(self, session: str) -> None:
+        """Somebody uses the machine of a session just now."""
+        if session in self._drives:
+            self._drives[session][0].active()
+
     async def save(self, session: str) -> int:
         """Save a running session now; the number of its newest snapshot. Raises CattyErrors."""
         if session not in self._drives:

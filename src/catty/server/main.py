@@ -132,7 +132,7 @@ async def serve(
             timing=timing,
         )
         keeper = await stack.enter_async_context(Keeper(context))
-        gateway = await stack.enter_async_context(Gateway(access, context.sessions, machines))
+        gateway = await stack.enter_async_context(Gateway(access, context.sessions, machines, keeper.active))
 
         address = settings.address
         unix_door = Door("")

@@ -39,6 +39,13 @@ def test_an_exec_that_goes_on_is_activity_all_the_time() -> None:
     assert observed((0, running), (100, running), (200, running)).idle(200) == 0
 
 
+def test_what_reports_do_not_show_counts_when_told() -> None:
+    activity = observed((0, QUIET), (100, QUIET))
+    activity.active(90)
+    activity.observe(105, QUIET)
+    assert activity.idle(105) == 15
+
+
 @pytest.mark.parametrize(("share", "active"), [(0.06, True), (0.04, False)])
 def test_a_busy_machine_is_active_though_it_prints_nothing(share: float, active: bool) -> None:
     reports = [(now, replace(QUIET, cpu_seconds=share * now)) for now in range(0, 3601, 5)]

@@ -46,10 +46,15 @@ class Activity:
             if ages:
                 self._last = max(self._last, now - min(ages))
         elif bytes_now != self._bytes:
-            self._active(now)
+            self.active(now)
         self._bytes = bytes_now
         if status.execs > 0 or self._busy(now, status.cpu_seconds):
-            self._active(now)
+            self.active(now)
+
+    def active(self, now: float) -> None:
+        """Somebody did something at `now` that no report may show, such as an `exec` that was short."""
+        self._last = max(self._last, now)
+        self._warned = False
 
     def idle(self, now: float) -> float:
         """Seconds of inactivity."""
@@ -64,10 +69,6 @@ class Activity:
             self._warned = True
             return Verdict.WARN
         return Verdict.GO_ON
-
-    def _active(self, now: float) -> None:
-        self._last = now
-        self._warned = False
 
     def _busy(self, now: float, cpu_seconds: float) -> bool:
         """Whether the CPU time used over the last window was more than the share that counts."""

@@ -54,6 +54,11 @@ class Drive:
         if self._supervision is not None:
             self._supervision.doubt()
 
+    def active(self) -> None:
+        """Somebody uses the machine just now."""
+        if self._supervision is not None:
+            self._supervision.active()
+
     async def save(self) -> int:
         """Save now; see `Supervision.save`. Raises SessionNotRunning."""
         with contextlib.suppress(TimeoutError):

@@ -35,6 +35,7 @@ class Supervision:
         self._output: int | None = None
         self._log_output: int | None = None
         self._log_at = -float("inf")
+        self._activity = Activity(time.monotonic(), idle=time.time() - hold.session.last_activity_at)
         self._activity_written = hold.session.last_activity_at
 
     async def run(self) -> Ending:
@@ -51,6 +52,10 @@ class Supervision:
     def doubt(self) -> None:
         """Somebody says that the machine is dead: look at once."""
         self._doubt.set()
+
+    def active(self) -> None:
+        """Somebody uses the machine just now."""
+        self._activity.active(time.monotonic())
 
     # ---------------------------------------------------------------------------------------- saves
 
@@ -93,8 +98,6 @@ class Supervision:
 
     async def _follow(self) -> Ending:
         """Keep a control connection, ask for the status every few seconds, judge the time to live."""
-        idle = time.time() - self._hold.session.last_activity_at
-        activity = Activity(time.monotonic(), idle)
         control: Control | None = None
         pause = self._timing.redial
         try:
@@ -103,7 +106,7 @@ class Supervision:
                     if control is None:
                         control = await self._hold.context.machines.control(self._machine)
                     status = await control.request("status", timeout=self._timing.request)
-                    activity.observe(time.monotonic(), Status.from_json(status))
+                    self._activity.observe(time.monotonic(), Status.from_json(status))
                     self._output = int(status["output"])
                     pause = self._timing.redial
                 except (MachineError, BadRequest) as error:
@@ -112,8 +115,8 @@ class Supervision:
                     if control is not None:
                         control.close()
                     control = None
-                await self._write_activity(activity)
-                if await self._judge(activity, control):
+                await self._write_activity()
+                if await self._judge(control):
                     return Event.TTL, None
                 if control is not None:
                     await asyncio.wait([control.closed], timeout=self._timing.status_every)
@@ -124,16 +127,16 @@ class Supervision:
             if control is not None:
                 control.close()
 
-    async def _write_activity(self, activity: Activity) -> None:
-        at = time.time() - activity.idle(time.monotonic())
+    async def _write_activity(self) -> None:
+        at = time.time() - self._activity.idle(time.monotonic())
         if at - self._activity_written >= self._timing.activity_write:
             self._activity_written = at
             await self._hold.update(visible=False, last_activity_at=at)
 
-    async def _judge(self, activity: Activity, control: Control | None) -> bool:
+    async def _judge(self, control: Control | None) -> bool:
         """Whether the time is over; sends the warning before (at a warning, clients ring the bell)."""
         ttl = self._hold.session.ttl_sec
-        verdict = activity.judge(time.monotonic(), ttl)
+        verdict = self._activity.judge(time.monotonic(), ttl)
         if verdict is Verdict.WARN and control is not None:
             minutes = max(1, round(warning_lead(ttl) / 60))
             text = f"no activity: this session is saved and stopped in {minutes} min unless something happens"
