@@ -168,14 +168,17 @@ class LocalMachine:
     async def pid_of(self, name: str) -> int:
         """The pid of the runtime's process `terminal` or `workspace`, once it runs."""
         assert self.process is not None
-        pids: list[int] = []
-        await eventually(lambda: bool(pids := self._children(name)) and pids)
-        pids = self._children(name)
+        deadline = time.monotonic() + PATIENCE_S
+        while not (pids := self._children(name)):
+            assert time.monotonic() < deadline, f"{name} does not run"
+            await asyncio.sleep(0.005)
         return pids[0]
 
     async def kill(self, name: str) -> None:
-        """kill -9 of one of the runtime's processes."""
-        os.kill(await self.pid_of(name), signal.SIGKILL)
+        """kill -9 of one of the runtime's processes; returns once it is gone."""
+        pid = await self.pid_of(name)
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: pid not in self._children(name))
 
     def _children(self, name: str) -> list[int]:
         assert self.process is not None
@@ -268,6 +271,8 @@ class ControlClient:
         return reply
 
     async def raw(self, op: str, **fields: Any) -> dict[str, Any]:
+        if self.wire.closed.done():
+            raise ConnectionError(*self.wire.closed.result())
         self._number += 1
         future = self._replies[self._number] = asyncio.get_running_loop().create_future()
         self.wire.send(control.dump({"id": self._number, "op": op, **fields}))

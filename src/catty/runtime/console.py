@@ -76,6 +76,7 @@ class Console:
             self._open(files[-1])
             rows, cols = struct.unpack("HHHH", fcntl.ioctl(files[-1], termios.TIOCGWINSZ, bytes(8)))[:2]
             self.size = (cols, rows)
+            self._loop.call_soon(self.drain)  # for an agent that has ended meanwhile
 
     # ------------------------------------------------------------------------------------ the agent
 

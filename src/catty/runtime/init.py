@@ -28,6 +28,7 @@ __all__ = ["main"]
 _KILL_AFTER_S: Final = 1.0  # between HUP and KILL for a program whose connection has ended
 _END_GRACE_S: Final = constants.STOP_GRACE_S / 2  # for the agent on SIGTERM; the engine's own grace must not run out
 _PAGE_BYTES: Final = 64 << 10
+_INHERITED_MAX: Final = 1 << 16
 _REPORTED_SIGNALS: Final = frozenset(range(1, 65))
 
 
@@ -298,11 +299,13 @@ def _terminal_files() -> tuple[int, ...]:
     output, keys, page = (os.memfd_create(name) for name in ("output", "input", "page"))
     os.truncate(page, _PAGE_BYTES)
     reader = os.open(f"/proc/self/fd/{keys}", os.O_RDONLY | os.O_CLOEXEC)
-    return (output, *os.pipe2(os.O_NONBLOCK), keys, reader, *os.pipe2(os.O_NONBLOCK), page)
+    pipes = [os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(2)]
+    return (output, *pipes[0], keys, reader, *pipes[1], page)
 
 
 def main() -> int:
     """Run a machine until SIGTERM. Returns its exit code."""
+    os.closerange(3, _INHERITED_MAX)  # nothing of whoever started this process gets to the agent
     settings = Settings.from_environment(os.environ)
     init = Init(settings)
     if os.getpid() == 1:

@@ -19,9 +19,10 @@ from catty.runtime.initproto import Message
 
 __all__ = ["Child", "become_subreaper", "oom_scores"]
 
-_STEADY_S: Final = 5.0  # who lived this long is started again at once
+_STEADY_S: Final = 1.0  # who lived this long did not die of its start
+_AT_ONCE: Final = 3  # deaths in a row, up to which it is started again at once
 _BACKOFF_FIRST_S: Final = 0.05
-_BACKOFF_MAX_S: Final = 5.0
+_BACKOFF_MAX_S: Final = 2.0
 _BACKLOG: Final = 128
 _AGENT_OOM_SCORE: Final = 500  # of the agent where the runtime cannot be protected: at least it is killed first
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -107,7 +108,8 @@ class Child:
         self.pid = None
         self._drop_channel()
         self._failures = 0 if time.monotonic() - self._begun > _STEADY_S else self._failures + 1
-        delay = 0.0 if self._failures <= 1 else min(_BACKOFF_FIRST_S * 2.0**self._failures, _BACKOFF_MAX_S)
+        doublings = self._failures - _AT_ONCE - 1
+        delay = min(_BACKOFF_FIRST_S * 2.0**doublings, _BACKOFF_MAX_S) if doublings >= 0 else 0.0
         self._events.later(delay, self.start)
         self.on_end()
         return True
