@@ -15,6 +15,7 @@ from catty.workspace.manifest import Manifest
 __all__ = ["routes"]
 
 routes: Final = web.RouteTableDef()
+_UPLOAD: Final = 1  # the number of the snapshot that an upload is
 _MANIFEST_MAX_BYTES: Final = 128 << 20  # about a million files
 
 
@@ -55,21 +56,20 @@ async def get(request: web.Request) -> web.Response:
 
 @routes.post("/v1/sessions/{id}/workspace")
 async def upload(request: web.Request) -> web.Response:
-    """The workspace of a session made with `workspace: upload`, as a manifest whose blobs were sent before. Once."""
+    """The workspace of a session made with `workspace: upload`, as a manifest whose blobs were sent before. Once; the same again is fine."""
     session = await session_of(request)
     context = request.app[API].context
-    if not session.upload or session.uploaded or session.state is not State.PROVISIONING:
+    if not session.upload or not (session.uploaded or session.state is State.PROVISIONING):
         raise WorkspaceExists(label=session.label)
     body = await read_body(request, _MANIFEST_MAX_BYTES)
     context.upload_seen(principal(request).user)
     manifest = await asyncio.to_thread(Manifest.from_bytes, body)
-    number = 1
+    store = context.workspaces.store(session.owner)
     try:
-        await context.workspaces.store(session.owner).commit(session.id, manifest, number=number, reason="upload")
+        await store.commit(session.id, manifest, number=_UPLOAD, reason="upload")
     except HeadTaken:
-        # An upload whose answer was lost, or a second one beside it: the first stands.
-        found = await context.sessions.get(session.id)
-        if found is None or found.uploaded:
+        head, _ = await store.load(session.id, _UPLOAD)
+        if head.digest != manifest.digest.hex():
             raise WorkspaceExists(label=session.label) from None
     await context.sessions.mark_uploaded(session.id)
-    return web.json_response({"number": number}, status=201)
+    return web.json_response({"number": _UPLOAD}, status=201)

@@ -226,9 +226,10 @@ class SessionStore:
         self._changes.touch(session)
 
     async def mark_uploaded(self, session: str) -> None:
-        """The upload is in the snapshot store."""
+        """The upload is in the snapshot store; said again, nothing changes."""
         changes = {"uploaded": True, "last_saved_at": time.time()}
-        await self._database.execute(update(sessions).where(sessions.c.id == session).values(changes))
+        new = and_(sessions.c.id == session, sessions.c.uploaded.is_(False))
+        await self._database.execute(update(sessions).where(new).values(changes))
         self._changes.touch(session)
 
     async def purge(self) -> None:
