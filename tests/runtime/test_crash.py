@@ -116,6 +116,20 @@ async def test_the_agent_ends_while_terminal_is_dead() -> None:
         assert (bytes(client.output) + bytes(back.output)).count(b"last words\r\n") == 1
 
 
+async def test_the_exit_is_told_again_by_the_next_terminal() -> None:
+    async with LocalMachine(("sh", "-c", "read x; exit 5")) as machine:
+        await machine.claim()
+        await machine.start()
+        client = await machine.attach()
+        await client.type(b"\r")
+        await client.until(lambda: client.exit is not None)
+        await machine.kill("terminal")
+        await client.wire.closed
+        back = await resume(machine, client)
+        await back.until(lambda: back.exit is not None)
+        assert back.exit == client.exit
+
+
 async def test_programs_end_with_the_terminal_that_served_them() -> None:
     async with LocalMachine() as machine:
         await machine.claim()

@@ -134,6 +134,15 @@ async def test_input_waits_for_a_program_that_does_not_read(machine: LocalMachin
     assert (code, out) == (0, b"ready\n8388608\n")
 
 
+async def test_a_client_that_goes_while_it_has_to_wait(machine: LocalMachine) -> None:
+    program = await machine.program("sh", "-c", "echo $$; sleep 60; cat")
+    await program.until(b"\n")
+    await program.feed(bytes(8 << 20))
+    await program.until(b"\n")
+    program.wire.cut()
+    await eventually(lambda: not os.path.exists(f"/proc/{int(program.stdout)}"))
+
+
 async def test_input_for_a_program_that_has_closed_it(machine: LocalMachine) -> None:
     code, out, _ = await machine.exec("sh", "-c", "exec <&-; sleep 0.1; echo fine", stdin=bytes(1 << 20))
     assert (code, out) == (0, b"fine\n")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import select
 import socket
 import struct
 from collections import deque
@@ -47,6 +48,7 @@ RECEIVE_HIGH: Final = 256 * KIB  # bytes received and not asked for, beyond whic
 HIGH_WATER: Final = 64 * KIB  # bytes accepted for sending, beyond which `send` waits
 CLOSE_GRACE_S: Final = 2.0  # for the other side to answer a close frame
 HANDSHAKE_S: Final = 5.0
+_LOOK_S: Final = 1.0  # between two looks at a connection that is not being read
 _FLUSH_S: Final = 60.0  # for the other side to read what was sent before the close frame
 _REASON_MAX: Final = 123  # bytes; RFC 6455's limit for a close frame's reason
 _COPIED_MAX: Final = 8 * KIB  # see Connection.post
@@ -172,6 +174,7 @@ class Connection(WSListener):
         transport: Any = self._transport.underlying_transport
         if held:
             transport.pause_reading()
+            asyncio.get_running_loop().call_later(_LOOK_S, self._look_for_end)
         else:
             transport.resume_reading()
 
@@ -226,6 +229,18 @@ class Connection(WSListener):
         except Exception:
             _log.exception("%s failed", self.path)
             self.close(1011, "internal error")
+
+    def _look_for_end(self) -> None:
+        """Who does not read does not see the other side go: look, and if so read what little can still come, and the end."""
+        if not self._held or self._transport is None or self.closed is not None:
+            return
+        transport: Any = self._transport.underlying_transport
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            transport.resume_reading()
+        else:
+            asyncio.get_running_loop().call_later(_LOOK_S, self._look_for_end)
 
     def _on_fragment(self, frame: WSFrame) -> None:
         first = frame.msg_type != WSMsgType.CONTINUATION
