@@ -6,6 +6,7 @@ Symlinks are not followed: a restored home may hold any, and a file that cannot 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -39,7 +40,7 @@ def write_file(home: str, file: Mapping[str, Any]) -> None:
     """Put one `wire.claim.AgentFile` below `home`. Raises OSError where a symlink or a non-directory is in the way."""
     *parents, name = file["path"].split("/")
     if not name or any(part in ("", ".", "..") for part in (*parents, name)):
-        raise NotADirectoryError(file["path"])
+        raise OSError(errno.EINVAL, "not below the home", file["path"])
     directory = os.open(home, _DIRECTORY)
     try:
         for part in parents:

@@ -168,6 +168,7 @@ class Init:
             self._secrets_pending = bool(claim.get("secrets_pending"))
             self._terminal.post({"event": "claimed", "claim": public})
             self._workspace.post(public)
+            self._agent.wait_for("workspace")
         elif text != self._claim_text:
             raise Refused("claim-refused", "this machine belongs to another session")
         return {"epoch": self._epoch}

@@ -28,7 +28,7 @@ _MODES: Final = (
 )
 
 _CHANGES: Final = re.compile(
-    rb"\x1b(?:\[\?(?P<modes>[0-9;]*)(?P<set>[hl])|\[(?P<kitty>[<>=])(?P<flags>[0-9;]*)u|\[>4;?(?P<other>[0-9]?)m"
+    rb"\x1b(?:\[\?(?P<modes>[0-9;]{0,64})(?P<set>[hl])|\[(?P<kitty>[<>=])(?P<flags>[0-9;]{0,8})u|\[>4;?(?P<other>[0-9]?)m"
     rb"|(?P<reset>c|\[!p)|\][02];(?P<title>[^\x07\x1b]{0,256})(?:\x07|\x1b\\)|\[(?P<cursor>[0-9]?) q|(?P<keypad>[=>]))"
 )
 # Questions (DA, DSR, DECRQM, XTVERSION, kitty, window reports, colours, clipboard, DECRQSS, XTGETTCAP, graphics), the bell,
