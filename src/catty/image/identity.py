@@ -19,7 +19,7 @@ BASE_REPOSITORY: Final = "localhost/catty-base"
 _PACKAGE: Final = Path(__file__).parent.parent
 _IMAGE: Final = Path(__file__).parent
 _RECIPE: Final = ("Containerfile", "make-base", "isolate", "catty-init", "sudoers", "agents", "locks")
-_RUNTIME: Final = ("__init__.py", "errors.py", "constants.py", "labels.py", "wire", "workspace", "runtime")
+_RUNTIME: Final = ("__init__.py", "errors", "constants.py", "labels.py", "wire", "workspace", "runtime")
 
 
 def current_image() -> str:
