@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from e2e.terminal import Terminal, terminal
+from e2e.catty import Catty, machine_tree, tree
+from e2e.terminal import Terminal
 
 HERE = Path(__file__).parent
 PORT = 18080
@@ -57,77 +57,15 @@ LYING = [[TEXT]]
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.image]
 
 
-class Catty:
-    """The command line, in one home."""
-
-    def __init__(self, command: str, home: Path, project: Path) -> None:
-        self.command, self.project = command, project
-        self.env = {**os.environ, "CATTY_HOME": str(home), "ANTHROPIC_API_KEY": API_KEY}
-
-    def run(self, *args: str, stdin: bytes | None = None, cwd: Path | None = None, timeout: float = 120) -> bytes:
-        done = subprocess.run(
-            [self.command, *args],
-            input=stdin or b"",
-            cwd=cwd or self.project,
-            env=self.env,
-            capture_output=True,
-            check=False,
-            timeout=timeout,
-        )
-        assert done.returncode == 0, f"catty {args} exited {done.returncode}: {done.stderr.decode()}"
-        return done.stdout
-
-    def connect(self, label: str) -> Any:
-        return terminal([self.command, "connect", label], cwd=self.project, env=self.env)
-
-    def exec(self, label: str, script: str, stdin: bytes | None = None) -> bytes:
-        return self.run("exec", label, "--", "bash", "-c", script, stdin=stdin)
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A small repository with what uploads must keep and leave out."""
-    root = tmp_path / "project"
-    (root / "empty").mkdir(parents=True)
-    (root / "node_modules" / "left").mkdir(parents=True)
-    (root / "node_modules" / "left" / "out.js").write_text("x")
-    (root / "README.md").write_text("a project\n")
-    (root / "run.sh").write_text("#!/bin/sh\necho ok\n")
-    (root / "run.sh").chmod(0o755)
-    (root / "link").symlink_to("README.md")
-    (root / ".gitignore").write_text("ignored/\n")
-    (root / "ignored").mkdir()
-    (root / "ignored" / "secret.bin").write_bytes(b"\0" * 1000)
-    git = ["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
-    for args in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *args], cwd=root, check=True)
-    subprocess.run(["git", "config", "user.name", "Ann"], cwd=root, check=True)
-    subprocess.run(["git", "config", "user.email", "ann@example.org"], cwd=root, check=True)
-    return root
-
-
 @pytest.fixture
 def catty(catty_command: str, catty_home: Path, project: Path) -> Catty:
-    return Catty(catty_command, catty_home, project)
+    return Catty(catty_command, catty_home, project, ANTHROPIC_API_KEY=API_KEY)
 
 
 @pytest.fixture
 def label(catty: Catty, request: pytest.FixtureRequest) -> Iterator[str]:
     """A running session with the stub's script in its machine; removed afterwards."""
-    new = catty.run(
-        "new",
-        "-d",
-        "--json",
-        "--yes",
-        "--env",
-        "ANTHROPIC_API_KEY",
-        "--env",
-        f"ANTHROPIC_BASE_URL=http://127.0.0.1:{PORT}",
-        timeout=1800,
-    )
-    session = json.loads(new)
-    assert session["state"] == "running"
-    label = session["label"]
+    label = catty.new("--env", "ANTHROPIC_API_KEY", "--env", f"ANTHROPIC_BASE_URL=http://127.0.0.1:{PORT}")
     script: list[list[dict[str, Any]]] = request.param
     catty.exec(label, "cat > /tmp/stub.py", (HERE / "messages_stub.py").read_bytes())
     catty.exec(label, "cat > /tmp/script.json", json.dumps(script).encode())
@@ -140,28 +78,6 @@ def label(catty: Catty, request: pytest.FixtureRequest) -> Iterator[str]:
     )
     yield label
     catty.run("stop", label, "--delete")
-
-
-def tree(root: Path) -> dict[str, Any]:
-    """Everything about a tree that a user would miss: kinds, contents, exec bits, link targets, empty directories."""
-    found: dict[str, Any] = {}
-    for path in sorted(root.rglob("*")):
-        name = str(path.relative_to(root))
-        if path.is_symlink():
-            found[name] = ("link", str(path.readlink()))
-        elif path.is_dir():
-            found[name] = ("dir",)
-        else:
-            found[name] = ("file", path.read_bytes(), bool(path.stat().st_mode & stat.S_IXUSR))
-    return found
-
-
-def machine_tree(catty: Catty, label: str, to: Path) -> dict[str, Any]:
-    """The machine's /workspace as it is now, fetched without any of the code under test."""
-    to.mkdir()
-    archive = catty.exec(label, "tar -C /workspace -cf - --exclude=./node_modules .")
-    subprocess.run(["tar", "-xf", "-", "-C", str(to)], input=archive, check=True)
-    return tree(to)
 
 
 def ask(term: Terminal, text: str) -> None:
@@ -188,7 +104,7 @@ def check_work(catty: Catty, label: str, download: Path) -> None:
 
 @pytest.mark.parametrize("label", [HONEST], indirect=True, ids=["honest"])
 def test_the_main_job(catty: Catty, label: str, project: Path, tmp_path: Path) -> None:
-    with catty.connect(label) as term:
+    with catty.terminal("connect", label) as term:
         ask(term, "make it so")
         term.send(b"\x03")
         term.send(b"\x03")
@@ -200,7 +116,7 @@ def test_the_main_job(catty: Catty, label: str, project: Path, tmp_path: Path) -
     )
     assert local.stdout == "first\n"
 
-    with catty.connect(label) as term:
+    with catty.terminal("connect", label) as term:
         term.wait_for(LAST_WORDS)
         term.wait_for("make it so")
         term.send(b"\r~.")
@@ -211,9 +127,7 @@ def test_the_main_job(catty: Catty, label: str, project: Path, tmp_path: Path) -
     expected = machine_tree(catty, label, tmp_path / "machine")
     check_work(catty, label, tmp_path / "running")
     catty.run("stop", label)
-    assert (
-        next(s for s in json.loads(catty.run("list", "--json", "--all")) if s["label"] == label)["state"] == "stopped"
-    )
+    assert catty.session(label)["state"] == "stopped"
     catty.run("download", label, str(tmp_path / "stopped"))
     assert tree(tmp_path / "stopped") == expected
     assert {"README.md", "run.sh", "link", "empty", ".git", ".gitignore"} <= set(os.listdir(tmp_path / "stopped"))
@@ -223,7 +137,7 @@ def test_the_main_job(catty: Catty, label: str, project: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("label", [LYING], indirect=True, ids=["lying"])
 def test_a_lying_model_fails(catty: Catty, label: str, project: Path, tmp_path: Path) -> None:
-    with catty.connect(label) as term:
+    with catty.terminal("connect", label) as term:
         ask(term, "make it so")
         term.send(b"\x03")
         term.send(b"\x03")
