@@ -56,6 +56,6 @@ def catty_home(catty_command: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         monkeypatch.delenv(name, raising=False)
     yield root
     if (root / "server").exists():
-        for command in (["stop", "--all", "--delete"], ["server", "stop"]):
+        for command in (["stop", "--all", "--delete", "--yes"], ["server", "stop"]):
             subprocess.run([catty_command, *command], env=os.environ, capture_output=True, check=False, timeout=120)
     shutil.rmtree(root)
