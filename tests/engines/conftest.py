@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,28 +12,16 @@ from catty.engines.container.backend import PodmanBackend
 from catty.engines.container.engine import ContainerEngine
 from engines.site import Site
 
-STAND_IN = Path(__file__).with_name("stand_in.py")
 IMAGE_VARIABLE = "CATTY_TEST_IMAGE"  # the image of a child that tests as another user (test_rootless.py)
 
 
 @pytest.fixture(scope="session")
 def machine_image(request: pytest.FixtureRequest) -> str:
-    """What machines are made from: the session image; before there is a runtime, with a stand-in for it."""
+    """What machines are made from: the session image, or the image that is given."""
     if given := os.environ.get(IMAGE_VARIABLE):
         return given
     session_image: str = request.getfixturevalue("session_image")
-    if importlib.util.find_spec("catty.runtime.terminal"):
-        return session_image
-    image = "localhost/catty-stand-in:1"
-    name = f"catty-stand-in-{os.getpid()}"
-    entrypoint = json.dumps(["/usr/bin/python3", "-c", STAND_IN.read_text()])
-    for words in (
-        ["create", "--name", name, session_image],
-        ["commit", "--quiet", "--change", f"ENTRYPOINT {entrypoint}", name, image],
-        ["rm", name],
-    ):
-        subprocess.run(["podman", *words], check=True, capture_output=True)
-    return image
+    return session_image
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +14,6 @@ from catty.engines.base import Engine, MachineSpec
 from catty.engines.endpoint import dial
 from engines.inside import claim, execute
 
-RUNTIME = importlib.util.find_spec("catty.runtime.terminal") is not None  # else a stand-in (conftest.py)
 BOOT_S = 30  # on a machine that is busy with other things too
 
 
@@ -101,11 +99,10 @@ class Site:
         return spec.machine
 
     async def claim(self, engine: Engine, machine: str) -> None:
-        """Wait until a machine that was started listens, and make it a session's if it has a runtime."""
+        """Wait until a machine that was started listens, and make it a session's."""
         endpoint = await engine.endpoint(machine)
         (await dial(endpoint, "terminal", seconds=BOOT_S)).close()
-        if RUNTIME:
-            self.tokens[machine] = await claim(endpoint, machine, BOOT_S)
+        self.tokens[machine] = await claim(endpoint, machine, BOOT_S)
 
 
 @contextlib.contextmanager
