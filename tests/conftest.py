@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from catty.client.config import home
 from catty.image import identity
 from catty.setup.environment import ensure_environment
+from homes import OTHERS_SETTINGS, a_home, home_environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,15 +43,9 @@ def catty_command() -> str:
 @pytest.fixture
 def catty_home(catty_command: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty `~/.catty` (CATTY_HOME) that uses the user's own environments. Sessions and server in it end with the test."""
-    environments = home().root / "env"
-    root = Path(tempfile.mkdtemp(prefix="catty-"))  # not below tmp_path: the path of a Unix socket is short
-    (root / "env").symlink_to(environments)
-    monkeypatch.setenv("CATTY_HOME", str(root))
-    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
-    for name in ("CATTY_API_ADDR", "CATTY_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    yield root
-    if (root / "server").exists():
-        for command in (["stop", "--all", "--delete", "--yes"], ["server", "stop"]):
-            subprocess.run([catty_command, *command], env=os.environ, capture_output=True, check=False, timeout=120)
-    shutil.rmtree(root)
+    with a_home(catty_command) as root:
+        for name, value in home_environment(root).items():
+            monkeypatch.setenv(name, value)
+        for name in OTHERS_SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+        yield root

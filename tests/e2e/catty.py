@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import subprocess
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.terminal import Terminal, terminal
+from homes import home_environment
 
 
 class Catty:
@@ -18,7 +18,7 @@ class Catty:
 
     def __init__(self, command: str, home: Path, project: Path, **env: str) -> None:
         self.command, self.home, self.project = command, home, project
-        self.env = {**os.environ, "CATTY_HOME": str(home), **env}
+        self.env = {**home_environment(home), **env}
 
     def call(
         self, *args: str, stdin: bytes = b"", cwd: Path | None = None, timeout: float = 120
@@ -39,6 +39,13 @@ class Catty:
         done = self.call(*args, stdin=stdin, cwd=cwd, timeout=timeout)
         assert done.returncode == 0, f"catty {args} exited {done.returncode}: {done.stderr.decode()}"
         return done.stdout
+
+    def start(self, *args: str, **options: Any) -> subprocess.Popen[bytes]:
+        """A command under way, its output in pipes."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [self.command, *args], cwd=self.project, env=self.env, stdin=pipe, stdout=pipe, stderr=pipe, **options
+        )
 
     def new(self, *args: str) -> str:
         """The label of a new session, running and detached."""

@@ -1,0 +1,42 @@
+"""A `~/.catty` for tests: empty, beside the user's own, and gone afterwards with all that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from catty.client.config import home
+
+__all__ = ["OTHERS_SETTINGS", "a_home", "home_environment"]
+
+OTHERS_SETTINGS: Final = ("CATTY_API_ADDR", "CATTY_TOKEN")  # of whoever runs the tests: they would lead elsewhere
+
+
+def home_environment(root: Path) -> dict[str, str]:
+    """The environment of a command whose home is `root`."""
+    kept = {name: value for name, value in os.environ.items() if name not in OTHERS_SETTINGS}
+    return kept | {"CATTY_HOME": str(root), "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring"}
+
+
+@contextlib.contextmanager
+def a_home(command: str) -> Iterator[Path]:
+    """An empty home that uses the user's own environments; `command` is the program. Sessions and server in it end with the context."""
+    environments = home().root / "env"
+    root = Path(tempfile.mkdtemp(prefix="catty-"))  # not below tmp_path: the path of a Unix socket is short
+    (root / "env").symlink_to(environments)
+    try:
+        yield root
+    finally:
+        if (root / "server").exists():
+            (root / "credentials.json").unlink(missing_ok=True)  # it is the server in here that is meant
+            for words in (["stop", "--all", "--delete", "--yes"], ["server", "stop"]):
+                subprocess.run(
+                    [command, *words], env=home_environment(root), capture_output=True, check=False, timeout=120
+                )
+        shutil.rmtree(root)
