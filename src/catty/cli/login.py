@@ -21,7 +21,8 @@ __all__ = ["login", "logout"]
 def login(cli: Cli, url: str | None, token: bool) -> None:
     """Use the server at URL from now on, instead of the embedded one.
 
-    The token comes from whoever runs that server (`catty server token` there).
+    The token comes from whoever runs that server (`catty server token` there); one that does not work is not kept. For a certificate
+    that your system does not trust, SSL_CERT_FILE names a file with its CA, for this and all later commands.
     """
     from catty.client import config
     from catty.client.api import Api
@@ -35,7 +36,13 @@ def login(cli: Cli, url: str | None, token: bool) -> None:
     if not secret:
         raise UsageError("no token was given", hint="Paste it, or: `catty login URL --token < FILE`.")
     with contextlib.closing(Api(config.Server(address, secret))) as api:
-        api.sessions()  # raises unless the token lets us in
+        try:
+            api.sessions()
+        except NotLoggedIn:
+            raise NotLoggedIn(
+                f"{address} does not know this token",
+                hint="`catty server token` on the server's host prints the right one.",
+            ) from None
     config.store_credentials(cli.home, address, secret)
     print(f"logged in to {address}")
 

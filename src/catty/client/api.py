@@ -1,7 +1,7 @@
 """The server's REST interface as functions (docs/design.md, "REST"). Synchronous; each function may be called from any thread.
 
-Errors are the server's own (`errors.from_json`), ServerUnreachable where none answers, NotLoggedIn without a token. Calls that may
-be repeated are: while the embedded server restarts, a command waits for it instead of failing.
+Errors are the server's own (`errors.from_json`), ServerUnreachable where none answers, CertificateUntrusted, NotLoggedIn without a
+token that it knows. Calls that may be repeated are: while the embedded server restarts, a command waits for it instead of failing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from catty import __version__
 from catty.client.config import Server
 from catty.client.debug import debug
-from catty.errors import CattyError, NotLoggedIn, RemoteError, ServerUnreachable, from_json
+from catty.errors import CattyError, CertificateUntrusted, NotLoggedIn, RemoteError, ServerUnreachable, from_json
 
 __all__ = ["Api", "unix_socket"]
 
@@ -186,6 +187,9 @@ class Api:
             try:
                 connection.request(method, target, data, self._headers(kind if data is not None else ""))
                 response = connection.getresponse()
+            except ssl.SSLCertVerificationError as error:
+                connection.close()
+                raise CertificateUntrusted(server=self.server.name, reason=error.verify_message) from None
             except _Failure as error:
                 connection.close()
                 debug(f"{method} {path}: {_reason(error)}")
@@ -221,10 +225,10 @@ class Api:
             body = json.loads(response.read())
         except (ValueError, *_Failure):
             body = None
+        if response.status == http.client.UNAUTHORIZED:  # the server does not know by which name we know it
+            return NotLoggedIn(server=self.server.name)
         if isinstance(body, dict) and "error" in body:
             return from_json(body)
-        if response.status == http.client.UNAUTHORIZED:
-            return NotLoggedIn(server=self.server.name)
         return RemoteError(
             code="error",
             message=f"{self.server.name} answered {response.status} {response.reason}",

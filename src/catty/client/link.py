@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -21,7 +22,15 @@ from catty import __version__, constants
 from catty.client.api import unix_socket
 from catty.client.config import Server
 from catty.client.debug import debug
-from catty.errors import CattyError, ConnectionLost, NotLoggedIn, RemoteError, ServerUnreachable, from_json
+from catty.errors import (
+    CattyError,
+    CertificateUntrusted,
+    ConnectionLost,
+    NotLoggedIn,
+    RemoteError,
+    ServerUnreachable,
+    from_json,
+)
 from catty.wire.frames import SUBPROTOCOL
 from catty.wire.sockets import UnixSocket
 
@@ -179,7 +188,7 @@ def session_path(label: str, what: str) -> str:
 
 
 async def connect(server: Server, path: str) -> WebSocket:
-    """Open a connection. Raises the server's own error, NotLoggedIn, or ServerUnreachable where nobody answers."""
+    """Open a connection. Raises the server's own error, NotLoggedIn, CertificateUntrusted, or ServerUnreachable where nobody answers."""
     logging.getLogger("picows").disabled = True  # it would write over the agent's screen
     token = server.token
     if not token and not server.embedded:
@@ -210,6 +219,8 @@ async def connect(server: Server, path: str) -> WebSocket:
         raise _refused(server, error) from None
     except TimeoutError:
         raise ServerUnreachable(server=server.name, reason="no answer in time") from None
+    except ssl.SSLCertVerificationError as error:
+        raise CertificateUntrusted(server=server.name, reason=error.verify_message) from None
     except OSError as error:
         raise ServerUnreachable(server=server.name, reason=(error.strerror or str(error)).lower()) from None
     assert isinstance(listener, WebSocket)  # noqa: S101  # what the factory made
@@ -230,10 +241,10 @@ def _refused(server: Server, error: Exception) -> CattyError:
         value = json.loads(body or b"")
     except ValueError:
         debug(f"refused with {response.status} and no JSON")
-    if isinstance(value, dict) and "error" in value:
-        return from_json(value)
     if response.status == 401:
         return NotLoggedIn(server=server.name)
+    if isinstance(value, dict) and "error" in value:
+        return from_json(value)
     return RemoteError(
         code="error",
         message=f"{server.name} answered {int(response.status)}",

@@ -136,6 +136,13 @@ class ServerUnreachable(ConnectionLost):
     hint = "Check the address, or `catty server status` for the embedded one."
 
 
+class CertificateUntrusted(ConnectionLost):
+    """the certificate of {server} is not trusted: {reason}"""
+
+    code = "certificate-untrusted"
+    hint = "Check the address. If the server's certificate is signed by a CA of your own, name its file: SSL_CERT_FILE=ca.pem."
+
+
 class GitHubUnreachable(ConnectionLost):
     """GitHub cannot be asked about the token: {reason}"""
 
