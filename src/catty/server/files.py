@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import time
@@ -56,6 +57,10 @@ class DataDirectory:
     def key(self) -> bytes:
         """The secret from which machines' tokens are derived: 32 bytes."""
         return bytes.fromhex(self._once("server.key", lambda: secrets.token_hex(_KEY_BYTES)))
+
+    def installation(self) -> str:
+        """A name for all servers that share this one's key: 32 hex digits. It outlives the database, so a new one finds the machines."""
+        return hashlib.sha256(b"installation:" + self.key()).hexdigest()[:32]
 
     def name(self) -> str:
         """This server's own name among those that share its database: the same after a restart."""

@@ -92,8 +92,10 @@ class Keeper:
 
     async def _sweep(self) -> None:
         """Look at all machines: destroy those that no session knows, doubt those that should be running."""
-        await self._context.machines.opened.wait()
-        engine = await self._context.machines.engine()
+        of_sessions = self._context.machines
+        if not of_sessions.used:  # no need of an engine before the first session
+            await of_sessions.opened.wait()
+        engine = await of_sessions.engine()
         machines = await engine.list()
         known = await self._context.sessions.machines()  # after the list: a record is older than its machine
         for machine in machines:

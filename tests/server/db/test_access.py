@@ -43,7 +43,8 @@ async def test_the_database_does_not_hold_the_token(database: Database, tmp_path
 
 
 async def test_the_installation_has_one_name(database: Database) -> None:
-    assert await AccessStore(database).installation() == await AccessStore(database).installation()
+    assert await AccessStore(database).installation("one") == "one"
+    assert await AccessStore(database).installation("two") == "one"
 
 
 async def test_tokens_of_any_form_are_looked_up(database: Database) -> None:

@@ -47,10 +47,10 @@ class AccessStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def installation(self) -> str:
-        """The name under which engines label this installation's machines: random, made once per database."""
+    async def installation(self, name: str) -> str:
+        """The name under which engines label this installation's machines: `name` for a new database, and for ever after."""
         query = select(meta.c.value.label("value")).where(meta.c.key == "installation")
-        return await self._found_or_made(query, insert(meta).values(key="installation", value=uuid.uuid4().hex))
+        return await self._found_or_made(query, insert(meta).values(key="installation", value=name))
 
     async def user(self, name: str) -> str:
         """The id of the user called `name`, made if there is none."""

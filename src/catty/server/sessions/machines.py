@@ -27,12 +27,13 @@ _LOGS_S: Final = 30.0
 
 class Machines:
     """`open_engine` makes the engine; `key` (32 bytes, the server's secret) is what machines' bearer tokens are derived from, so that
-    none needs to be stored."""
+    none needs to be stored. `used`: an earlier process had machines, of which some may be left."""
 
-    def __init__(self, open_engine: Callable[[], Engine], key: bytes, timing: Timing) -> None:
+    def __init__(self, open_engine: Callable[[], Engine], key: bytes, timing: Timing, *, used: bool = False) -> None:
         self._open_engine = open_engine
         self._key = key
         self._timing = timing
+        self.used = used
         self._engine: Engine | None = None
         self._opening = asyncio.Lock()
         self.opened = asyncio.Event()
