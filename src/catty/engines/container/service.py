@@ -29,15 +29,15 @@ _FOREIGN: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"
 class PodmanService:
     """`ensure` makes it answer, `close` ends it. `options` are Podman's global options (OCI runtime, cgroup manager …).
 
-    One that already answers on the socket (another process of the same server) is used as it is, and replaced when it goes. Ours
-    dies with this process, however that ends: the kernel sends it SIGTERM (`setpriv --pdeathsig`).
+    Each process has its own, on a socket of its own: another process of the same server may be probing with options that do not work,
+    or about to end. It dies with this process, however that ends: the kernel sends it SIGTERM (`setpriv --pdeathsig`).
     """
 
     def __init__(self, program: str, options: Sequence[str], directory: Path, name: str = "podman") -> None:
         self._program = program
         self._options = tuple(options)
         self._log = directory / f"{name}.log"
-        path = directory / f"{name}.sock"
+        path = directory / f"{name}-{os.getpid()}.sock"
         self._scratch = "" if len(os.fsencode(path)) < _SUN_PATH_MAX else tempfile.mkdtemp(prefix="catty-")
         self.socket = path if not self._scratch else Path(self._scratch) / path.name
         self._process: Process | None = None
@@ -46,7 +46,7 @@ class PodmanService:
     async def ensure(self) -> None:
         """Make the service answer; costs nothing while it does. Raises EngineDown with its last words, EngineSlow."""
         async with self._lock:
-            if self._listens():
+            if _listens(self.socket):
                 return
             await self._end()
             await self._spawn()
@@ -58,7 +58,7 @@ class PodmanService:
                 shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def _spawn(self) -> None:
-        self.socket.unlink(missing_ok=True)
+        self._clear_away()
         supervisor = shutil.which("setpriv")
         words = [supervisor, "--pdeathsig", "TERM", "--"] if supervisor else []
         seconds = 0 if supervisor else _WITHOUT_SUPERVISION_S
@@ -67,14 +67,20 @@ class PodmanService:
         with open(self._log, "wb") as log:  # noqa: ASYNC230  # a moment, on a local disk
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    *words, stdin=DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                    *words,
+                    stdin=DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    cwd=self.socket.parent,  # conmon leaves a file `oom` where it was started
+                    start_new_session=True,
                 )
             except OSError as error:
                 raise EngineDown(reason=f"{self._program}: {error.strerror}") from None
         ended = asyncio.ensure_future(self._process.wait())
         try:
             async with asyncio.timeout(_START_S):
-                while not self._listens():
+                while not _listens(self.socket):
                     await asyncio.wait([ended], timeout=0.01)
                     if ended.done():
                         raise EngineDown(reason=self._last_words())
@@ -100,17 +106,11 @@ class PodmanService:
             await process.wait()
         self.socket.unlink(missing_ok=True)
 
-    def _listens(self) -> bool:
-        # The kernel takes the connection into the backlog: this neither blocks nor needs the service to be awake.
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(str(self.socket))
-            except BlockingIOError:
-                return True  # its backlog is full: slow, not gone
-            except OSError:
-                return False
-        return True
+    def _clear_away(self) -> None:
+        """Remove the sockets of processes that were killed."""
+        for path in self.socket.parent.glob("*.sock"):
+            if not _listens(path):
+                path.unlink(missing_ok=True)
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -118,3 +118,16 @@ class PodmanService:
             if lines:
                 return lines[-1][-500:]
         return "its service ended at once"
+
+
+def _listens(path: Path) -> bool:
+    # The kernel takes the connection into the backlog: this neither blocks nor needs the service to be awake.
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True  # its backlog is full: slow, not gone
+        except OSError:
+            return False
+    return True
