@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -52,6 +51,8 @@ def open_terminal() -> Terminal:
 
 def attach(cli: Cli, session: dict[str, Any], terminal: Terminal, flags: dict[str, Any]) -> int:
     """Attach to a running session until the user leaves or it ends. `flags` are those of `Wishes`. Returns the exit code."""
+    import asyncio
+
     from catty.client.attached import Attached, Wishes
 
     attached = Attached(cli.home, cli.server, session, Wishes(**flags), cli.revive)

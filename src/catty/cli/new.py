@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,22 +67,26 @@ def new(cli: Cli, /, **options: Any) -> int:
         raise UsageError("--json goes with -d", hint="`catty new -d --json`.")
     spec["cols"], spec["rows"] = terminal.size() if terminal else (80, 24)
     steps = Steps()
-    prepared = None
-    if not options["no_upload"]:
+
+    @functools.cache
+    def look() -> Prepared | None:
+        if options["no_upload"]:
+            return None
         from catty.client import upload
 
         steps.say("looking at the files")
-        prepared = upload.prepare(Path.cwd(), git=not options["no_git"], limit=options["max_upload"])
+        return upload.prepare(Path.cwd(), git=not options["no_git"], limit=options["max_upload"])
+
     if cli.server.embedded:
-        prepare_host(cli, steps, yes=options["yes"])
+        prepare_host(cli, steps, yes=options["yes"], before=look)
     try:
-        session = _start(cli, spec, prepared, steps)
+        session = _start(cli, spec, look, steps)
     except ImageMissing:  # somebody removed it behind our back
         if not cli.server.embedded:
             raise
         prepare_host(cli, steps, yes=options["yes"], again=True)
-        session = _start(cli, spec | {"request_id": uuid.uuid4().hex}, prepared, steps)
-    _remember(cli, session, flags, git=not options["no_git"], upload=prepared is not None)
+        session = _start(cli, spec | {"request_id": _request_id()}, look, steps)
+    _remember(cli, session, flags, git=not options["no_git"], upload=not options["no_upload"])
     if terminal is not None:
         return attach(cli, session, terminal, flags)
     if options["as_json"]:
@@ -110,17 +116,22 @@ def _spec(cli: Cli, options: dict[str, Any]) -> dict[str, Any]:
         "secrets": {} if options["no_secrets"] else Secrets(cli.home).all(),
         "workspace": "empty" if options["no_upload"] else "upload",
         "prompts": options["enable_prompts"],
-        "request_id": uuid.uuid4().hex,
+        "request_id": _request_id(),
     }
     return spec | ({"name": name} if name else {})
 
 
-def _start(cli: Cli, spec: dict[str, Any], prepared: Prepared | None, steps: Steps) -> dict[str, Any]:
-    """Make the session, send the files, wait until it runs. What cannot be finished is removed again."""
+def _request_id() -> str:
+    return os.urandom(16).hex()
+
+
+def _start(cli: Cli, spec: dict[str, Any], look: Callable[[], Prepared | None], steps: Steps) -> dict[str, Any]:
+    """Make the session, look at the files and send them while its machine starts, wait until it runs. What cannot be finished
+    is removed again."""
     steps.say("starting the session")
     session = cli.api.create_session(spec)
     try:
-        if prepared is not None:
+        if (prepared := look()) is not None:
             _send(cli, session, prepared, steps)
         return until_running(cli, session, steps)
     except BaseException:

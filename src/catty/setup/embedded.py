@@ -24,7 +24,6 @@ from catty import __version__
 from catty.client.api import Api, unix_socket
 from catty.client.config import Home, Server
 from catty.errors import CattyError, ServerStartFailed, ServerUnreachable
-from catty.setup.environment import ensure_server_environment
 
 __all__ = ["Embedded", "clean_environment", "serve_here"]
 
@@ -100,6 +99,8 @@ class Embedded:
 
     def start(self) -> None:
         """Start it unless it listens already; returns when it listens. Raises ServerStartFailed."""
+        from catty.setup.environment import ensure_server_environment
+
         if self.pid() is not None:
             return
         with self._starting():
@@ -180,6 +181,8 @@ class Embedded:
 
 def serve_here(arguments: list[str]) -> NoReturn:
     """Become `python -m catty.server ARGUMENTS` in the foreground."""
+    from catty.setup.environment import ensure_server_environment
+
     python = str(ensure_server_environment())
     environment = os.environ | {"PYTHONPATH": str(Path(catty.__file__).parent.parent)}
     os.execve(python, [python, "-P", "-m", "catty.server", *arguments], environment)  # noqa: S606

@@ -14,7 +14,6 @@ from typing import Final, Protocol
 from catty.client.config import Home
 from catty.errors import EngineNotFound
 from catty.image.identity import current_image
-from catty.setup import tasks
 from catty.setup.embedded import Embedded
 
 __all__ = ["Display", "ensure", "offer_link"]
@@ -36,16 +35,26 @@ class Display(Protocol):
 
 
 def ensure(
-    home: Home, embedded: Embedded, display: Display, confirm: Callable[[str], bool], *, again: bool = False
+    home: Home,
+    embedded: Embedded,
+    display: Display,
+    confirm: Callable[[str], bool],
+    *,
+    again: bool = False,
+    before: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Have all in place; returns whether there was something to do. `again`: look even if all seems to be there.
+    """Have all in place; returns whether there was something to do. `again`: look even if all seems to be there. `before` is
+    called before work that takes minutes, to find out what would make it useless.
 
-    Raises EngineNotFound, EngineFailed, ImageBuildFailed, ServerStartFailed.
+    Raises what `before` raises, EngineNotFound, EngineFailed, ImageBuildFailed, ServerStartFailed.
     """
     image = current_image()
     stamp = home.server / "images" / image.rpartition(":")[2]
     missing = again or not stamp.exists()
     if missing:
+        from catty.setup import tasks
+
+        before()
         _ensure_engine(display, confirm)
         tasks.run("image", home.server, display.step)
         display.done(f"session image {image} is ready")

@@ -6,7 +6,6 @@ lines on its standard output. So the light command line imports none of it, whet
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -108,6 +107,7 @@ def _say(message: dict[str, Any]) -> None:
 
 
 async def _do(task: str, data: Path) -> Any:
+    import asyncio
     import signal
 
     this = asyncio.current_task()
@@ -119,6 +119,8 @@ async def _do(task: str, data: Path) -> Any:
 
 def main(task: str, data: str) -> int:
     """Do `task`; the exit code."""
+    import asyncio
+
     try:
         result = asyncio.run(_do(task, Path(data)))
     except CattyError as error:
