@@ -250,11 +250,26 @@ async def test_a_start_that_fails_says_why(rest: Rest, engine: Failing, where: s
 async def test_an_engine_that_is_away_delays_the_end(rest: Rest, engine: Failing) -> None:
     session = await rest.running()
     engine.faults["inspect"] = EngineDown(reason="gone")
-    waiting = await rest("POST", f"/v1/sessions/{session['id']}/stop")
-    assert (waiting["state"], waiting["step"]) == ("stopping", "waiting for the engine")
+    for _ in range(2):
+        refused = await rest("POST", f"/v1/sessions/{session['id']}/stop", expect=503)
+        assert (refused["error"], "gone" in refused["message"]) == ("stop-delayed", True)
+        waiting = await rest("GET", f"/v1/sessions/{session['id']}")
+        assert (waiting["state"], waiting["step"]) == ("stopping", "waiting for the engine")
     engine.faults.clear()
     stopped = await rest.until(session["id"], lambda now: now["state"] == "stopped")
     assert (stopped["reason"], stopped["error"], stopped["step"]) == ("user", None, "")
+
+
+async def test_a_delete_that_the_engine_delays_says_so(rest: Rest, engine: Failing) -> None:
+    session = await rest.running()
+    engine.faults["destroy"] = EngineDown(reason="gone")
+    for _ in range(2):
+        refused = await rest("POST", f"/v1/sessions/{session['id']}/stop?delete=1", expect=503)
+        assert refused["error"] == "stop-delayed"
+    engine.faults.clear()
+    await rest("POST", f"/v1/sessions/{session['id']}/stop?delete=1")
+    assert engine.machines() == []
+    await rest("GET", f"/v1/sessions/{session['id']}", expect=404)
 
 
 async def test_a_last_save_that_fails_keeps_the_machine_and_is_tried_again(rest: Rest, engine: Failing) -> None:

@@ -6,7 +6,7 @@ import click
 
 from catty.cli.context import Cli, complete_labels, pass_cli
 from catty.cli.output import Steps, confirm, print_error
-from catty.errors import CattyError, UsageError
+from catty.errors import CattyError, SaveFailed, UsageError, from_json
 
 __all__ = ["stop"]
 
@@ -41,6 +41,10 @@ def stop(cli: Cli, labels: tuple[str, ...], all_: bool, delete: bool, yes: bool)
             worst = max(worst, error.exit_code)
             continue
         steps.clear()
+        if not delete and (session["error"] or {}).get("code") == SaveFailed.code:
+            unsaved = from_json(session["error"])
+            print_error(unsaved)
+            worst = max(worst, unsaved.exit_code)
         if delete:
             from catty.client import state
 

@@ -87,6 +87,13 @@ class MachineDied(MachineError):
     hint = "Its files were saved; `catty download {label}` gets them."
 
 
+class StopDelayed(MachineError):
+    """session '{label}' could not be ended yet: {reason}"""
+
+    code, http_status = "stop-delayed", 503
+    hint = "Nothing is lost, and it is tried again until it works; `catty doctor` examines this machine."
+
+
 class SecretsLost(MachineError):
     """the server restarted before the machine had its secrets"""
 

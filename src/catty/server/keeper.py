@@ -59,6 +59,15 @@ class Keeper:
         """Something was asked of a session that may be at rest: look at once."""
         self._asked.set()
 
+    async def retry(self, session: str) -> None:
+        """The end of a session is asked for: wait no longer with the next try."""
+        if session in self._drives:
+            await self._drives[session][0].retry()
+
+    def trouble(self, session: str) -> str:
+        """Why the end of a session that waits for the engine failed, as far as this server knows."""
+        return self._drives[session][0].trouble if session in self._drives else ""
+
     def active(self, session: str) -> None:
         """Somebody uses the machine of a session just now."""
         if session in self._drives:

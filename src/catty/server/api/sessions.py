@@ -11,7 +11,15 @@ from typing import Any, Final
 from aiohttp import web
 
 from catty.constants import DISK_REFUSE_PERCENT
-from catty.errors import BadRequest, CattyError, DiskFull, ProtocolTooOld, SessionNotFound, SessionNotRunning
+from catty.errors import (
+    BadRequest,
+    CattyError,
+    DiskFull,
+    ProtocolTooOld,
+    SessionNotFound,
+    SessionNotRunning,
+    StopDelayed,
+)
 from catty.server.api.base import API, Api, principal, read_json, session_of
 from catty.server.db.sessions import Session
 from catty.server.sessions.drive import WAITING
@@ -82,12 +90,15 @@ async def stop(request: web.Request) -> web.Response:
             raise
         return web.json_response(to_json(gone))
     await context.sessions.request_stop(session.id, delete=delete)
+    await api.keeper.retry(session.id)
     api.keeper.look()
 
     def over(now: Session) -> bool:
-        return bool(now.tombstone) if delete else now.state is State.STOPPED or now.step == WAITING
+        return now.step == WAITING or (bool(now.tombstone) if delete else now.state is State.STOPPED)
 
     ended = await context.sessions.wait(session.id, over, timeout=context.timing.stop_wait, poll=context.timing.poll)
+    if ended is not None and (ended.step == WAITING or not over(ended)):
+        raise StopDelayed(label=ended.label, reason=api.keeper.trouble(session.id) or "it takes long")
     return web.json_response(to_json(ended or session))
 
 

@@ -43,6 +43,8 @@ class Drive:
         self._supervision: Supervision | None = None
         self._supervised = asyncio.Event()
         self._pause = hold.context.timing.retry
+        self._retry = asyncio.Event()
+        self.trouble = ""  # why the session cannot be ended now
 
     @property
     def machine(self) -> str:
@@ -58,6 +60,13 @@ class Drive:
         """Somebody uses the machine just now."""
         if self._supervision is not None:
             self._supervision.active()
+
+    async def retry(self) -> None:
+        """Somebody asks for the end of a session that could not be ended: try now."""
+        if self.trouble:
+            self.trouble = ""
+            await self._hold.update(step="")
+            self._retry.set()
 
     async def save(self) -> int:
         """Save now; see `Supervision.save`. Raises SessionNotRunning."""
@@ -99,6 +108,7 @@ class Drive:
             else:
                 await self._until(lambda now: now.delete_requested, finish(self._hold))
             self._pause = self._hold.context.timing.retry
+            self.trouble = ""
         except LeaseLost:
             raise
         except Exception as error:  # the phase is tried again, whatever it was
@@ -153,19 +163,18 @@ class Drive:
                 return
 
     async def _failed(self, error: Exception) -> None:
-        """Wait before the next try, longer each time; a wish to delete is heard at once."""
+        """Wait before the next try, longer each time; a wish to stop or delete is heard at once."""
         hold, session = self._hold, self._hold.session
         facts = {"session": session.id, "state": session.state, "reason": str(error)}
         _LOG.warning("trying again later", extra=facts, exc_info=None if isinstance(error, CattyError) else error)
-        if hold.session.state is State.STOPPING and hold.session.step != WAITING:
+        self._retry.clear()
+        self.trouble = str(error)
+        ending = session.state is State.STOPPING or session.delete_requested
+        if ending and hold.session.step != WAITING:
             await hold.update(step=WAITING)
-        deleting = session.delete_requested
-        await hold.context.sessions.wait(
-            session.id,
-            lambda now: now.delete_requested and not deleting,
-            timeout=self._pause,
-            poll=hold.context.timing.scan,
-        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pause):
+                await self._until(lambda now: now.delete_requested and not session.delete_requested, self._retry.wait())
         self._pause = min(2 * self._pause, hold.context.timing.retry_max)
 
 

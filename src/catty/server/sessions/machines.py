@@ -14,8 +14,8 @@ import picows
 
 from catty.constants import FRAME_MAX_BYTES, RING_BYTES
 from catty.engines import endpoint as endpoints
-from catty.engines.base import Engine
-from catty.errors import BadRequest, EngineDown, MachineUnreachable
+from catty.engines.base import Engine, MachineState
+from catty.errors import BadRequest, EngineDown, MachineNotFound, MachineUnreachable
 from catty.server.sessions.control import Control, open_websocket
 from catty.server.sessions.timing import Timing
 from catty.wire.frames import FrameType, unpack
@@ -57,6 +57,17 @@ class Machines:
     def token(self, machine: str) -> str:
         """What the server presents to `machine` after its claim (hex)."""
         return hmac.new(self._key, b"machine-token:" + machine.encode(), hashlib.sha256).hexdigest()
+
+    async def end(self, machine: str) -> str | None:
+        """Why a machine that was started does not run; None if it does. Raises MachineErrors of an engine that does not answer."""
+        engine = await self.engine()
+        try:
+            found = await engine.inspect(machine)
+        except MachineNotFound:
+            return "it is gone"
+        if found.state is MachineState.RUNNING:
+            return None
+        return "out of memory" if found.oom_killed else f"exit code {found.exit_code}"
 
     async def dial(self, machine: str, listener: str, *, wait: float = 0.0) -> socket.socket:
         """A connected socket to `listener` ("terminal", "workspace") of a running machine; tries for `wait` seconds.

@@ -1,4 +1,7 @@
-"""From nothing to an agent that runs: machine, claim, workspace, start. Each step is recorded when done, and may be done again."""
+"""From nothing to an agent that runs: machine, claim, workspace, start. Each step is recorded when done, and may be done again.
+
+A step that loses its connection to the machine is: a process of the runtime that was killed is back in a fifth of a second.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ from typing import Final
 
 from catty import agents
 from catty.engines.base import MachineSpec
-from catty.errors import ClaimRefused, MachineUnreachable, SecretsLost, UploadMissing
+from catty.errors import (
+    ClaimRefused,
+    MachineDied,
+    MachineError,
+    MachineUnreachable,
+    RestoreFailed,
+    SecretsLost,
+    UploadMissing,
+)
 from catty.server.sessions.context import Hold
 from catty.server.sessions.control import Control
 from catty.server.sessions.states import Event, State
@@ -22,8 +33,30 @@ async def provision(hold: Hold) -> State:
     """Go on from the recorded step to the state RUNNING, which is returned. Raises CattyErrors; LeaseLost."""
     step = hold.session.step
     while step != "running":
-        step = await _STEPS[step](hold)
+        step = await _again_while_alive(hold, _STEPS[step])
     return hold.session.state
+
+
+async def _again_while_alive(hold: Hold, work: Callable[[Hold], Awaitable[str]]) -> str:
+    """Do `work`, and again for a while as long as it only loses its connection. Raises MachineDied where that is why."""
+    deadline = time.monotonic() + hold.context.timing.boot
+    while True:
+        try:
+            return await work(hold)
+        except (MachineUnreachable, RestoreFailed) as error:
+            await _check_alive(hold, error)
+            lost = isinstance(error, MachineUnreachable) or isinstance(error.__cause__, OSError)
+            if not lost or time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(hold.context.timing.redial)
+
+
+async def _check_alive(hold: Hold, error: MachineError) -> None:
+    """Raise MachineDied, because of `error`, if the machine has ended."""
+    end = await hold.context.machines.end(hold.session.machine_id)
+    if end is not None:
+        hint = "It was still being made; try again. `catty doctor` examines the machine that it runs on."
+        raise MachineDied(reason=end, hint=hint) from error
 
 
 async def _machine(hold: Hold) -> str:

@@ -8,8 +8,7 @@ import logging
 import time
 from typing import Final, NoReturn
 
-from catty.engines.base import MachineState
-from catty.errors import BadRequest, CattyError, MachineDied, MachineError, MachineNotFound
+from catty.errors import BadRequest, CattyError, MachineDied, MachineError
 from catty.server.sessions.activity import Activity, Verdict, warning_lead
 from catty.server.sessions.context import Hold
 from catty.server.sessions.control import Control
@@ -152,17 +151,10 @@ class Supervision:
             await self._doubt.wait()
             self._doubt.clear()
             try:
-                engine = await self._hold.context.machines.engine()
-                machine = await engine.inspect(self._machine)
-            except MachineNotFound:
-                return Event.DIED, self._obituary("it is gone")
+                end = await self._hold.context.machines.end(self._machine)
             except CattyError as error:
                 _LOG.warning("engine is silent", extra={"session": self._hold.session.id, "reason": str(error)})
             else:
-                if machine.state is not MachineState.RUNNING:
-                    reason = "out of memory" if machine.oom_killed else f"exit code {machine.exit_code}"
-                    return Event.DIED, self._obituary(reason)
+                if end is not None:
+                    return Event.DIED, MachineDied(reason=end, label=self._hold.session.label)
             await asyncio.sleep(self._timing.redial)
-
-    def _obituary(self, reason: str) -> CattyError:
-        return MachineDied(reason=reason, label=self._hold.session.label)

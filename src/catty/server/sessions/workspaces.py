@@ -11,7 +11,7 @@ from typing import Final
 from catty import agents
 from catty.engines import endpoint as endpoints
 from catty.engines.base import Endpoint
-from catty.errors import SnapshotNotFound
+from catty.errors import SaveFailed, SnapshotNotFound
 from catty.server import snapshots
 from catty.server.db.sessions import Lease, Session
 from catty.server.sessions.machines import Machines
@@ -85,7 +85,14 @@ class Workspaces:
 
     async def save(self, session: Session, lease: Lease, reason: str) -> int:
         """Save what changed in a running machine; the number of the newest snapshot (0: none). Raises CattyErrors."""
-        return await self._save(session, lease, reason, self._dialler(session.machine_id))
+        dial = self._dialler(session.machine_id)
+        try:
+            return await self._save(session, lease, reason, dial)
+        except SaveFailed as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            # The connection was lost: a `workspace` process that was killed comes back, a dead machine does not answer.
+            return await self._save(session, lease, reason, dial)
 
     async def salvage(self, session: Session, lease: Lease, endpoint: Endpoint) -> int:
         """The same through a helper on the volumes of a machine that has ended."""
