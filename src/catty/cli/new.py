@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -79,15 +80,19 @@ def new(cli: Cli, /, **options: Any) -> int:
 
     if cli.server.embedded:
         prepare_host(cli, steps, yes=options["yes"], before=look)
+    remember = functools.partial(_remember, cli, flags, git=not options["no_git"], upload=not options["no_upload"])
     try:
-        session = _start(cli, spec, look, steps)
+        session = _start(cli, spec, look, steps, remember)
     except ImageMissing:  # somebody removed it behind our back
         if not cli.server.embedded:
             raise
         prepare_host(cli, steps, yes=options["yes"], again=True)
-        session = _start(cli, spec | {"request_id": _request_id()}, look, steps)
-    _remember(cli, session, flags, git=not options["no_git"], upload=not options["no_upload"])
+        session = _start(cli, spec | {"request_id": _request_id()}, look, steps, remember)
     if terminal is not None:
+        leave = "`~.` after Enter" if session["agent"] == "shell" else "Ctrl+C twice"
+        note(
+            f"{session['label']} starts {session['agent']}; {leave} disconnects, `catty connect {session['label']}` comes back"
+        )
         return attach(cli, session, terminal, flags)
     if options["as_json"]:
         print_json(session)
@@ -125,27 +130,49 @@ def _request_id() -> str:
     return os.urandom(16).hex()
 
 
-def _start(cli: Cli, spec: dict[str, Any], look: Callable[[], Prepared | None], steps: Steps) -> dict[str, Any]:
-    """Make the session, look at the files and send them while its machine starts, wait until it runs. What cannot be finished
-    is removed again."""
+def _start(
+    cli: Cli,
+    spec: dict[str, Any],
+    look: Callable[[], Prepared | None],
+    steps: Steps,
+    remember: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Make the session, look at the files and send them while its machine starts, wait until it runs. What cannot be finished, or
+    is interrupted, is removed again."""
     steps.say("starting the session")
-    session = cli.api.create_session(spec)
+    session = None
     try:
+        session = cli.api.create_session(spec)
+        remember(session)  # from here on a `connect` can take over, whatever becomes of this process
         if (prepared := look()) is not None:
             _send(cli, session, prepared, steps)
         return until_running(cli, session, steps)
-    except BaseException:
-        from catty.client import state
-
-        steps.say(f"removing {session['label']}")
-        try:
-            cli.api.stop(session["id"], delete=True)
-            state.forget(cli.home, session["id"])
-        except CattyError as error:
-            note(f"{session['label']} is left behind: {error.message}")
-        finally:
-            steps.clear()
+    except BaseException as error:
+        # Interrupted while it asked, it cannot know whether there is a session: asking again finds that out.
+        if session is not None or not isinstance(error, Exception):
+            _remove(cli, session, spec, steps)
         raise
+
+
+def _remove(cli: Cli, session: dict[str, Any] | None, spec: dict[str, Any], steps: Steps) -> None:
+    """Remove what was begun, and say so; a terminal that is gone takes no words."""
+    from catty.client import state
+
+    label = session["label"] if session else spec.get("name", "the session")
+    said = f"{label} may be left behind; `catty list` shows it, `catty stop --delete` removes it"
+    with contextlib.suppress(OSError):
+        steps.say(f"removing {label}")
+    try:
+        session = session or cli.api.create_session(spec)
+        cli.api.stop(session["id"], delete=True)
+        state.forget(cli.home, session["id"])
+        said = f"{session['label']} was removed"
+    except CattyError as error:
+        said = f"{label} is left behind: {error.message}"
+    finally:
+        with contextlib.suppress(OSError):
+            steps.clear()
+            note(said)
 
 
 def _send(cli: Cli, session: dict[str, Any], prepared: Prepared, steps: Steps) -> None:
@@ -158,14 +185,20 @@ def _send(cli: Cli, session: dict[str, Any], prepared: Prepared, steps: Steps) -
     for line in prepared.notes:
         steps.clear()
         note(line)
-    uploaded = upload.send(cli.api, session["id"], prepared, report, sessions=cli.home.sessions)
+    try:
+        uploaded = upload.send(cli.api, session["id"], prepared, report, sessions=cli.home.sessions)
+    except CattyError:
+        now = cli.api.session(session["id"])
+        if now["state"] != "provisioning":
+            until_running(cli, now)  # raises what it failed of: that came first
+        raise
     files = len(uploaded.manifest.entries)
     steps.done(f"uploaded {files} files and directories; {size(uploaded.sent)} were new to the server")
     for path, why in uploaded.skipped:
         note(f"{path} stayed behind: {why}")
 
 
-def _remember(cli: Cli, session: dict[str, Any], flags: dict[str, Any], *, git: bool, upload: bool) -> None:
+def _remember(cli: Cli, flags: dict[str, Any], session: dict[str, Any], *, git: bool, upload: bool) -> None:
     from catty.client import state
 
     directory = flags["sync_dir"] or (str(Path.cwd()) if upload else "")
