@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import secrets
@@ -137,10 +138,15 @@ class Attach:
             for number in (*_SIGNALS, signal.SIGWINCH):
                 self._loop.remove_signal_handler(number)
 
-    def notice(self, text: str, *, bell: bool = False) -> None:
-        """Show a line for a while; from the loop's thread."""
-        self._notice = (text, time.monotonic() + _NOTICE_S)
+    def notice(self, text: str, *, bell: bool = False, lasting: bool = False) -> None:
+        """Show a line for a while, or (`lasting`) until something is typed or printed; from the loop's thread."""
+        self._notice = (text, math.inf if lasting else time.monotonic() + _NOTICE_S)
         self._spawn(self._draw(b"\a" if bell else b""))
+
+    def _end_lasting(self) -> None:
+        if self._notice[1] == math.inf:
+            self._notice = ("", 0.0)
+            self._spawn(self._draw())
 
     # ------------------------------------------------------------------------------------------ ends
 
@@ -223,14 +229,16 @@ class Attach:
                 await self._write(data)
                 self._shown = mark
                 self.painted.set()
+                self._end_lasting()
                 self._acknowledge()
             case resume.Started() as started:
                 await self._on_started(started)
             case resume.Exited(code, number):
                 how = f"({code})" if number is None else f"(signal {number})"
                 self._end(Outcome(code or 0 if number is None else 128 + number, f"{self._options.agent} exited {how}"))
-            case resume.Notice(level, _, text):
-                self.notice(text, bell=level != "info")
+            case resume.Notice(level, code, text):
+                # Taking our line away makes the program paint, which is activity: the warning must not be what keeps a session alive.
+                self.notice(text, bell=level != "info", lasting=code == "ttl")
             case resume.Reply(answer):
                 socket.send_now(answer)
             case _:
@@ -293,6 +301,7 @@ class Attach:
     def _type(self, data: bytes) -> None:
         if self._options.view:
             return
+        self._end_lasting()
         if self._deferred is not None:
             self._deferred += data
         elif self._link.typed(data):
