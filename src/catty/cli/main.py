@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, Final
 
 import click
@@ -63,6 +65,14 @@ _SUMMARIES: Final = {
 }
 
 
+class Ended(BaseException):
+    """A signal asks this process to end. What is under way is put in order on the way out, as after Ctrl+C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are used."""
 
@@ -108,6 +118,9 @@ def cli(ctx: click.Context, api: str | None) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Nothing but that and what is printed comes out of it."""
     debug = os.environ.get("CATTY_DEBUG", "") not in ("", "0")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # whoever ignores it (nohup) means it
+            signal.signal(number, _end)
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -120,12 +133,18 @@ def main(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         print(file=sys.stderr)
         code = INTERRUPTED
+    except Ended as end:
+        code = 128 + end.number
     except Exception as error:
         if debug:
             raise
         print_error(InternalError(what=f"{type(error).__name__}: {error}".split("\n")[0]))
         code = InternalError.exit_code
     return code
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise Ended(number)
 
 
 def _run(args: Sequence[str] | None) -> int:

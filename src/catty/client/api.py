@@ -95,8 +95,8 @@ class Api:
         return self._bytes("GET", _path(label, "snapshots", str(snapshot)))
 
     def put_workspace(self, label: str, manifest: bytes) -> int:
-        """Commit the upload of a new session, once; returns the snapshot's number."""
-        answer = self._object("POST", _path(label, "workspace"), body=manifest, repeat=False, timeout=600.0)
+        """Commit the upload of a new session, once (the same again is the same); returns the snapshot's number."""
+        answer = self._object("POST", _path(label, "workspace"), body=manifest, timeout=600.0)
         return int(answer["number"])
 
     def missing_blobs(self, digests: list[bytes]) -> list[bytes]:
