@@ -14,7 +14,9 @@ class MemoryServer:
     def __init__(self) -> None:
         self.blobs: dict[bytes, bytes] = {}
         self.manifests: list[bytes] = []
-        self.state = "stopped"
+        self.state, self.step = "stopped", ""
+        self.next_states: list[str] = []  # each is seen by one who waits
+        self.error: dict[str, Any] | None = None
         self.asked = self.packs_taken = self.saves = 0
 
     def missing_blobs(self, digests: list[bytes]) -> list[bytes]:
@@ -32,8 +34,10 @@ class MemoryServer:
         self.manifests.append(manifest)
         return len(self.manifests)
 
-    def session(self, label: str) -> dict[str, Any]:
-        return {"label": label, "state": self.state}
+    def session(self, label: str, *, wait: int | None = None, timeout: float = 25.0) -> dict[str, Any]:
+        if wait is not None and self.next_states:
+            self.state = self.next_states.pop(0)
+        return {"label": label, "state": self.state, "version": 1, "step": self.step, "error": self.error}
 
     def save(self, label: str) -> int:
         self.saves += 1

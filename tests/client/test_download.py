@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -24,6 +25,7 @@ from catty.errors import (
     DestinationExists,
     HostileArchive,
     MachineUnreachable,
+    ServerUnreachable,
     StoreFailed,
     UsageError,
 )
@@ -168,6 +170,53 @@ def test_a_machine_that_cannot_be_saved_gives_its_last_save_and_says_so(server: 
     server.save = save  # type: ignore[method-assign]
     assert "could not be saved now" in download(server, tmp_path).notes[0]
     assert (tmp_path / "here/big").exists()
+
+
+@pytest.mark.parametrize("first", ["running", "stopping"])
+def test_the_last_save_of_a_session_that_ends_is_awaited(server: MemoryServer, tmp_path: Path, first: str) -> None:
+    server.state, server.next_states = first, ["stopping", "stopping", "stopped"]
+
+    def save(label: str) -> int:
+        raise MachineUnreachable(reason="no answer")
+
+    server.save = save  # type: ignore[method-assign]
+    assert download(server, tmp_path).notes == ()
+    assert server.next_states == []
+
+
+def test_an_end_that_is_not_saved_is_told(server: MemoryServer, tmp_path: Path) -> None:
+    server.error = {"code": "save-failed", "message": "the workspace could not be saved: disk full"}
+    assert "could not be saved: disk full" in download(server, tmp_path).notes[0]
+    server.state, server.step = "stopping", "waiting for the engine"
+    assert "waiting for the engine" in download(server, tmp_path, tmp_path / "again").notes[0]
+
+
+def test_a_fetch_that_is_cut_off_goes_on(server: MemoryServer, tmp_path: Path) -> None:
+    whole, asked = server.fetch_blobs, []
+
+    def cut(digests: list[bytes]) -> Iterator[bytes]:
+        asked.append(len(digests))
+        yield from whole(digests[:1])
+        raise ServerUnreachable(server="x", reason="killed")
+
+    server.fetch_blobs = cut  # type: ignore[method-assign]
+    done = download(server, tmp_path)
+    assert asked == list(range(asked[0], 0, -1))
+    assert (done.destination / "big").read_bytes()
+    server.fetch_blobs = lambda _: cut([])  # type: ignore[method-assign]
+    with pytest.raises(ServerUnreachable):
+        download(server, tmp_path, tmp_path / "again")
+
+
+def test_what_a_killed_download_left_goes_with_the_next(server: MemoryServer, tmp_path: Path) -> None:
+    dead, alive = tmp_path / ".here.0.catty-tmp", tmp_path / ".here.1.catty-tmp"
+    for left in (dead, alive):
+        (left / "tree").mkdir(parents=True)
+    descriptor = os.open(alive, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    download(server, tmp_path)
+    os.close(descriptor)
+    assert leftovers(tmp_path) == [alive]
 
 
 def test_a_cut_download_leaves_nothing(server: MemoryServer, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ made after all files, so that nothing is ever written through one, and modes los
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
+import itertools
 import os
 import secrets
 import shutil
@@ -27,6 +30,9 @@ from catty.errors import (
     DestinationExists,
     HostileArchive,
     MachineError,
+    SaveFailed,
+    ServerUnreachable,
+    SessionNotRunning,
     StoreFailed,
     UsageError,
 )
@@ -40,6 +46,9 @@ __all__ = ["Downloaded", "Server", "download", "fetch", "newest"]
 _FETCH_DIGESTS: Final = 4096  # per request, each at most BLOB_BYTES
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE: Final = WORKSPACE + b"/"
+_DEATH_S: Final = 3.0  # a machine's death is noticed within
+_TEMPORARY: Final = ".catty-tmp"
+_TRIES: Final = 3  # of a fetch that brings nothing: a server that restarts is awaited by the connection itself
 
 Report = Callable[[Progress], None]
 
@@ -47,7 +56,7 @@ Report = Callable[[Progress], None]
 class Server(Protocol):
     """What is needed of the REST client (client/api.py)."""
 
-    def session(self, label: str) -> dict[str, Any]: ...
+    def session(self, label: str, *, wait: int | None = None, timeout: float = 25.0) -> dict[str, Any]: ...
     def save(self, label: str) -> int: ...
     def manifest(self, label: str, snapshot: int | str = "latest") -> bytes: ...
     def fetch_blobs(self, digests: list[bytes]) -> Iterator[bytes]: ...
@@ -94,15 +103,23 @@ def download(
 
 
 def newest(server: Server, label: str) -> tuple[Manifest, list[str]]:
-    """The workspace as it is now (a running session is saved first), and notes for the user."""
-    notes: list[str] = []
-    snapshot: int | str = "latest"
-    if server.session(label).get("state") == "running":
+    """The workspace as it is now (a running session is saved first, the end of one that ends is awaited), and notes for the user."""
+    session, unsaved = server.session(label), ""
+    if session["state"] == "running":
         try:
-            snapshot = server.save(label)
-        except MachineError as error:
-            notes.append(f"the machine could not be saved now ({error.message}); this is its last save")
-    return _manifest(server, label, snapshot), notes
+            return _manifest(server, label, server.save(label)), []
+        except (MachineError, SessionNotRunning) as error:  # it may just be dying: then its volume is saved
+            unsaved = error.message
+            session = server.session(label, wait=session["version"], timeout=_DEATH_S)
+    while session["state"] == "stopping" and session["step"] == "":
+        session = server.session(label, wait=session["version"])
+    if session["state"] == "stopped":
+        kept = session["error"] or {}
+        unsaved = kept["message"] if kept.get("code") == SaveFailed.code else ""
+    elif session["state"] == "stopping":
+        unsaved = session["step"]
+    note = f"the machine could not be saved now ({unsaved}); this is its last save"
+    return _manifest(server, label, "latest"), [note] if unsaved else []
 
 
 def _manifest(server: Server, label: str, snapshot: int | str) -> Manifest:
@@ -112,18 +129,25 @@ def _manifest(server: Server, label: str, snapshot: int | str) -> Manifest:
 def fetch(server: Server, wanted: dict[bytes, int]) -> Iterator[tuple[bytes, memoryview]]:
     """Each of the `wanted` blobs (digest → length) once, in any order, checked. Raises HostileArchive, StoreFailed."""
     pending = dict(wanted)
-    names = list(pending)
-    for start in range(0, len(names), _FETCH_DIGESTS):
-        for pack in server.fetch_blobs(names[start : start + _FETCH_DIGESTS]):
-            for name, data in packs.read(pack):
-                length = pending.pop(name, None)
-                if length is None:
-                    continue  # packs may hold more than was asked for, and the same twice
-                if length != len(data):
-                    raise HostileArchive(what="a blob of another length than the manifest says")
-                yield name, data
-    if pending:
-        raise StoreFailed(reason=f"{len(pending)} blobs of this snapshot are not there")
+    tries = 0
+    while pending:
+        before = len(pending)
+        try:
+            for pack in server.fetch_blobs(list(itertools.islice(pending, _FETCH_DIGESTS))):
+                for name, data in packs.read(pack):
+                    length = pending.pop(name, None)
+                    if length is None:
+                        continue  # packs may hold more than was asked for, and the same twice
+                    if length != len(data):
+                        raise HostileArchive(what="a blob of another length than the manifest says")
+                    yield name, data
+        except ServerUnreachable:  # the answer was cut off; what is still missing is asked for again
+            tries = 0 if len(pending) < before else tries + 1
+            if tries == _TRIES:
+                raise
+        else:
+            if len(pending) == before:
+                raise StoreFailed(reason=f"{before} blobs of this snapshot are not there")
 
 
 # ------------------------------------------------------------------------------------------------ the tree
@@ -263,13 +287,32 @@ def _writing(place: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _beside(place: Path) -> Iterator[Path]:
-    """A directory of ours on the same file system; gone afterwards, with all that is still in it."""
-    directory = place.parent / f".{place.name[:200]}.{secrets.token_hex(4)}.catty-tmp"
+    """A directory of ours on the same file system; gone afterwards, with all that is still in it.
+
+    It is locked meanwhile: what a download that was killed left behind is not, and goes when the next one comes to the same place.
+    """
+    name = f".{place.name[:200]}."
+    for left in place.parent.glob(f"{glob.escape(name)}*{_TEMPORARY}"):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    directory = place.parent / f"{name}{secrets.token_hex(4)}{_TEMPORARY}"
     directory.mkdir(mode=0o700)
     try:
-        yield directory
+        with _locked(directory):
+            yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Raises OSError where another process has it locked, or it is no directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _move_into_place(result: Path, place: Path, *, force: bool, trash: Trash) -> None:

@@ -62,7 +62,11 @@ class Supervision:
         """Save now; the number of the newest snapshot (0: there is nothing yet). Raises CattyErrors, LeaseLost."""
         hold = self._hold
         async with self._saving:
-            number = await hold.context.workspaces.save(hold.session, hold.lease, reason)
+            try:
+                number = await hold.context.workspaces.save(hold.session, hold.lease, reason)
+            except (CattyError, OSError):
+                self._doubt.set()
+                raise
             # A failed save is shown to the user until one succeeds.
             await hold.update(visible=hold.session.error is not None, last_saved_at=time.time(), error=None)
             return number
@@ -72,13 +76,12 @@ class Supervision:
         while True:
             try:
                 await self.save("autosave")
-            except (CattyError, OSError, TimeoutError) as error:
+            except (CattyError, OSError) as error:
                 await self._save_failed(error)
             await self._keep_log()
             await asyncio.sleep(self._timing.save_every)
 
     async def _save_failed(self, error: Exception) -> None:
-        self._doubt.set()
         _LOG.warning("save failed", extra={"session": self._hold.session.id, "reason": str(error)})
         shown = error if isinstance(error, CattyError) else MachineError(f"saving failed: {error}")
         if (self._hold.session.error or {}).get("message") != shown.message:
