@@ -2,6 +2,7 @@
 # make check           lint, format and types only
 # make lock            the lock files anew, from pyproject.toml
 # make bench-lifecycle what sessions cost
+# make picture         docs/session.svg anew, from a real session
 
 PYTHON = PYTHONPATH=src "$$(./catty --environment dev)"
 DEBIAN = git mmdebstrap openssh-client procps tmux
@@ -10,7 +11,7 @@ IMAGE_LOCKS = src/catty/image/locks
 COMPILE = $(PYTHON) -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url
 ARGS =
 
-.PHONY: test check lock bench-lifecycle system engine
+.PHONY: test check lock bench-lifecycle picture system engine
 
 test: system engine check
 	$(PYTHON) -m pytest --cov=catty $(ARGS)
@@ -49,3 +50,6 @@ lock:
 
 bench-lifecycle: engine
 	$(PYTHON) bench/lifecycle.py $(ARGS)
+
+picture: engine
+	$(PYTHON) docs/make_picture.py
