@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -43,7 +44,8 @@ def sync(cli: Cli, /, *, label: str, dry_run: bool, delete: bool, sync_config: b
             note(f"and {len(paths) - _SHOWN} more")
         return confirm("Delete them here too (they go to the trash)? No keeps them for good.")
 
-    report = sync_once(cli.api, target, delete=delete, dry_run=dry_run, confirm=agreed)
+    asked = agreed if sys.stdin.isatty() else None  # no answer is not a no
+    report = sync_once(cli.api, target, delete=delete, dry_run=dry_run, confirm=asked)
     steps.clear()
     for line in report.notes:
         note(line)

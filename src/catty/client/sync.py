@@ -18,8 +18,10 @@ from catty.client.syncmirror import Mirror
 from catty.client.syncplan import Do, Plan, Step
 from catty.client.syncstate import DirectoryLock, SyncState
 from catty.client.syncwork import carry_out, learn_rules
+from catty.constants import SAVE_EXCLUDES
 from catty.errors import CannotWrite
-from catty.workspace.model import WORKSPACE
+from catty.workspace.ignore import Rules, Source
+from catty.workspace.model import WORKSPACE, Kind
 
 __all__ = ["SyncReport", "sync_once"]
 
@@ -95,13 +97,17 @@ def sync_once(
 async def _sync(server: Server, target: Target, *, delete: bool, dry_run: bool, confirm: Confirm | None) -> SyncReport:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     manifest, notes = await asyncio.to_thread(newest, server, target.label)
-    remote = {path[len(_INSIDE) :]: e for path, e in manifest.entries.items() if path.startswith(_INSIDE)}
+    saved = {path[len(_INSIDE) :]: e for path, e in manifest.entries.items() if path.startswith(_INSIDE)}
     report = _Report(notes=notes)
 
     async def blobs(wanted: dict[bytes, int]) -> dict[bytes, bytes]:
         return await asyncio.to_thread(lambda: {name: bytes(data) for name, data in fetch(server, wanted)})
 
     with SyncState(target.state) as state:
+        # What saves leave out is not deleted because it is not in one: nothing has been heard of it since it was uploaded.
+        unsaved = Rules([Source(b"", "\n".join(SAVE_EXCLUDES).encode())])
+        unheard = {path: e for path, e in state.base.items() if unsaved.match(path, e.kind is Kind.DIR)}
+        remote = unheard | saved
         mirror = Mirror(target.directory, state, target.label, target.trash, report, config=target.config)
         try:
             await learn_rules(mirror, remote, blobs)
@@ -132,6 +138,8 @@ def _steps(
         if not dry_run:
             state.paused = ""
         return plan.steps
+    if paused:
+        report.notes.append(f"sync-back stays paused ({paused}): answer in a terminal, or decide with --delete")
     report.kept = list(map(printable, paths))
     return [step for step in plan.steps if step.replaced or step.do is not Do.DELETE]
 

@@ -96,15 +96,15 @@ class SyncBack:
         self._thread.join(timeout)
 
     def text(self) -> str:
-        """What `~s` shows."""
-        parts = [f"sync-back to {printable(str(self._target.directory))}: {self.status}"]
+        """What `~s` shows: the most important first, as a line ends where the terminal does."""
+        parts = [f"sync-back {self.status}"]
         if self._written or self._deleted:
             parts.append(f"{self._written} written, {self._deleted} deleted")
         if self._troubles:
             path, why = next(iter(self._troubles.items()))
             more = f" (and {len(self._troubles) - 1} more)" if len(self._troubles) > 1 else ""
             parts.append(f"{printable(path)}: {why}{more}")
-        return "; ".join(parts)
+        return "; ".join([*parts, f"into {printable(str(self._target.directory))}"])
 
     # ------------------------------------------------------------------------------------------ the thread
 
@@ -134,7 +134,7 @@ class SyncBack:
                 finally:
                     lock.release()
             except _Paused as pause:
-                self.status = f"paused, {pause}; `catty sync {self._target.label}` asks and goes on"
+                self.status = f"paused, `catty sync {self._target.label}` goes on: {pause}"
                 self._notice(f"sync-back is paused: {pause} (~s shows more)", True)
                 while await asyncio.to_thread(read_pause, self._target.state):  # noqa: ASYNC110  # another process ends it
                     await asyncio.sleep(_LOOK_AGAIN_S)
