@@ -23,6 +23,7 @@ __all__ = ["Check", "examine"]
 
 _LOCAL_CAS: Final = Path("/usr/local/share/ca-certificates")  # where an administrator puts a company's own
 _OWNER: Final = "setup"
+_VFS_MEND: Final = "Save what you need of your Podman, then `podman system reset`: it starts anew, with overlay."
 _SUBIDS_MEND: Final = (
     "add the line `containers:2147483647:2147483648` to /etc/subuid and /etc/subgid (`catty setup` does it)"
 )
@@ -70,7 +71,7 @@ async def _engine(engine: ContainerEngine) -> list[Check]:
         *_lingering(facts),
         *_devices(),
         _disk("disk of machines", Path(facts.storage), "" if facts.disk_limit else ", not limited per machine"),
-        *(Check("note", "warn", note) for note in facts.notes if note.startswith("storage")),
+        *(Check("note", "warn", note, _VFS_MEND) for note in facts.notes if note.startswith("storage")),
         await _image(engine),
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 from catty.engines.container.api import CALL_S, Api, Reply
 from catty.engines.container.dialect import Dialect
 from catty.engines.container.docker import DockerDialect
-from catty.engines.container.host import find_program
+from catty.engines.container.host import find_program, wants_overlay
 from catty.engines.container.podman import PodmanDialect
 from catty.engines.container.sandbox import RUNSC, runsc_programs
 from catty.engines.container.service import PodmanService
@@ -177,4 +177,8 @@ class DockerBackend(Backend):
 
 def _podman_candidates() -> list[tuple[str, ...]]:
     runtimes = [f"--runtime={name}" for name in ("runc", "crun") if find_program(name)]
-    return [(), *((runtime,) for runtime in runtimes), *(("--cgroup-manager=cgroupfs", r) for r in runtimes)]
+    candidates = [(), *((runtime,) for runtime in runtimes), *(("--cgroup-manager=cgroupfs", r) for r in runtimes)]
+    # Podman remembers the driver of its first start for good: where it would choose vfs (a full copy of the image per machine),
+    # it must be told before that.
+    overlay = ("--storage-driver=overlay",) if wants_overlay() else ()
+    return [(*overlay, *candidate) for candidate in candidates]

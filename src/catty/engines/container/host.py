@@ -20,6 +20,7 @@ __all__ = [
     "host_addresses",
     "is_root",
     "tun_usable",
+    "wants_overlay",
 ]
 
 LINK_LOCAL: Final = "169.254.0.0/16"  # cloud metadata services live there
@@ -101,3 +102,12 @@ def find_program(name: str) -> str | None:
 
 def is_root() -> bool:
     return os.geteuid() == 0
+
+
+def wants_overlay() -> bool:
+    """Whether a Podman without root must be told to use overlay storage: it has none of another kind yet."""
+    if is_root():
+        return False
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+    storage = data / "containers/storage"
+    return (storage / "overlay-images").exists() or not (storage / "vfs-images").exists()

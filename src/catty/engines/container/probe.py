@@ -77,8 +77,8 @@ async def probe(backend: Backend) -> Facts:
     reasons: list[tuple[str, str]] = []
     for candidate in backend.candidates():
         await backend.use(candidate)
-        options, info = await _with_overlay(backend, candidate)
-        facts = _hopes(backend, options, info)
+        info = (await backend.call("GET", "info", action="say what it is")).body
+        facts = _hopes(backend, candidate, info)
         trial = _Trial(backend)
         await trial.prepare()
         found = await _settle(trial, facts)
@@ -89,16 +89,6 @@ async def probe(backend: Backend) -> Facts:
     raise EngineFailed(
         action="run a container", reason="; ".join(f"{runtime}: {reason}" for runtime, reason in reasons)
     )
-
-
-async def _with_overlay(backend: Backend, options: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """`options`, with overlay storage added where Podman would fall back to `vfs` (a full copy of the image per machine)."""
-    info = (await backend.call("GET", "info", action="say what it is")).body
-    if info.get("store", {}).get("graphDriverName") == "vfs":
-        options = ("--storage-driver=overlay", *options)
-        await backend.use(options)
-        info = (await backend.call("GET", "info", action="say what it is")).body
-    return options, info
 
 
 def _hopes(backend: Backend, options: tuple[str, ...], info: dict[str, Any]) -> Facts:
