@@ -13,8 +13,9 @@ ARGS =
 
 .PHONY: test check lock bench-lifecycle picture system engine
 
+# Native tracebacks: the parser that pytest's own ones need stumbles in Debian 12's Python (3.11.2).
 test: system engine check
-	$(PYTHON) -m pytest --cov=catty $(ARGS)
+	$(PYTHON) -m pytest --tb=native --cov=catty $(ARGS)
 
 check:
 	$(PYTHON) -m ruff check .

@@ -30,6 +30,8 @@ def runsc_programs(directory: Path) -> list[str]:
     program = find_program(RUNSC)
     if program is None:
         raise EngineFailed(action="use runsc", reason="it is not installed (Debian: runsc, from backports)")
+    if find_program("ip") is None:
+        raise EngineFailed(action="use runsc", reason="it needs `ip` too (Debian: iproute2)")
     wrappers = []
     for name, flags in (("limits", _FLAGS), ("plain", (*_FLAGS, _WITHOUT_LIMITS))):
         wrapper = directory / RUNSC / name / RUNSC  # Podman tells runtimes apart by the last part
@@ -46,7 +48,7 @@ async def close_addresses(inspected: dict[str, Any], closed: Sequence[str], *, r
     words += ["--user", "--preserve-credentials"] if rootless else []
     process = await asyncio.create_subprocess_exec(
         *words,
-        find_program("ip") or "ip",
+        find_program("ip") or "ip",  # found when the wrappers were made
         "-batch",
         "-",
         stdin=asyncio.subprocess.PIPE,
