@@ -20,6 +20,10 @@ class Catty:
         self.command, self.home, self.project = command, home, project
         self.env = {**home_environment(home), **env}
 
+    def given(self, **env: str) -> Catty:
+        """The same with more in its environment."""
+        return Catty(self.command, self.home, self.project, **{**self.env, **env})
+
     def call(
         self, *args: str, stdin: bytes = b"", cwd: Path | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[bytes]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pyte
 
 COLS, ROWS = 100, 32
+# Mouse, focus, paste, alternate screens: set by programs, and a shell would not cope with them.
+_MODES = (9, 47, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 1047, 1049, 2004)
+_STATUS_LINE = re.compile(
+    rb"\a?\x1b7\x1b\[\d+;1H(?:\n\x1b8\x1b\[A\x1b7\x1b\[\d+;1H)?\x1b\[0;?7?m[^\x1b]*(?:\x1b\[0m)?\x1b\[2?K\x1b8"
+)
 
 
 class Terminal:
@@ -25,6 +33,8 @@ class Terminal:
             argv[0], list(argv[1:]), cwd=str(cwd), env=environment, dimensions=(ROWS, COLS), timeout=30
         )
         self.process.delaybeforesend = None
+        self._line_before: list[Any] = termios.tcgetattr(self.process.child_fd)
+        self._line_after: list[Any] = []
 
     @property
     def screen_text(self) -> str:
@@ -64,10 +74,36 @@ class Terminal:
         deadline = time.monotonic() + timeout
         while self.pump(0.2):
             assert time.monotonic() < deadline, f"did not end within {timeout} s:\n{self.screen_text}"
+        self._line_after = termios.tcgetattr(self.process.child_fd)
         self.process.close()
         return (
             self.process.exitstatus if self.process.exitstatus is not None else 128 + (self.process.signalstatus or 0)
         )
+
+    def hang_up(self, timeout: float = 30) -> None:
+        """Close the terminal under the program, as a lost login does, and wait until the program has ended."""
+        self.process.ptyproc.fileobj.close()
+        deadline = time.monotonic() + timeout
+        while self.process.isalive():
+            assert time.monotonic() < deadline, "it outlives its terminal"
+            time.sleep(0.01)
+
+    @property
+    def printed(self) -> bytes:
+        """What the program behind an attach printed: without the client's own line."""
+        return _STATUS_LINE.sub(b"", bytes(self.raw))
+
+    def check_fresh(self) -> None:
+        """After the exit: the line is as it was, and no mode is left in which a shell could not be used."""
+        assert self._line_after == self._line_before
+        for mode in _MODES:
+            switches = re.findall(rb"\x1b\[\?(?:\d+;)*%d(?:;\d+)*([hl])" % mode, self.raw)
+            assert switches[-1:] != [b"h"], f"mode {mode} is left"
+        assert re.findall(rb"\x1b\[\?25([hl])", self.raw)[-1:] != [b"l"], "the cursor is left hidden"
+        depth = 0  # of the stack of kitty's keyboard modes; alternate screens have one of their own
+        for how, count in re.findall(rb"\x1b\[([<>])(\d*)u", self.raw):
+            depth = depth + 1 if how == b">" else depth - int(count or 1)
+        assert depth <= 0, "kitty's keys are left"
 
 
 @contextlib.contextmanager
