@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from catty.constants import BLOB_BYTES
 from catty.workspace import chunks
 from catty.workspace.chunks import ZERO_BLOB, read_file
-from catty.workspace.manifest import Manifest
+from catty.workspace.manifest import Manifest, tree_key
 from catty.workspace.model import Entry, Kind, digest
 from catty.workspace.scan import Cache, Scanner
 from catty.workspace.walk import walk
@@ -251,3 +253,64 @@ def test_only_regular_files_are_opened(root: int, files: Path) -> None:
     for name in (b"fifo", b"link", b"d"):
         with pytest.raises(OSError, match=r".+"):
             read_file(root, name, lambda _name, _data: None)
+
+
+def test_a_tree_deeper_than_a_process_has_descriptors(root: int, files: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    here = os.dup(root)
+    for depth in range(500):
+        os.close(os.open(b"before", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        os.close(os.open(b"x%d" % depth, os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        os.mkdir(b"d", dir_fd=here)
+        deeper = os.open(b"d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, hard))
+    try:
+        found, skipped = paths(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert skipped == []
+    assert len(found) == 1500
+    assert found == sorted(found, key=tree_key)
+
+
+def test_a_directory_far_above_that_is_moved_away_ends_what_is_left_of_it(root: int, files: Path) -> None:
+    deep = files / "a" / "/".join("d" * 100)
+    deep.mkdir(parents=True)
+    for name in ("a/z", "z"):
+        (files / name).write_text("x")
+    found = []
+    for item in walk(root, skipped=lambda _path, _why: None):
+        found.append(item.path)
+        if item.path.count(b"/") == 100:
+            (files / "a").rename(files / "b")
+            (files / "a").symlink_to("/etc")
+    assert found[-2:] == [b"a/" + b"/".join([b"d"] * 100), b"z"]
+
+
+@pytest.mark.parametrize("year", [1950, 2400])
+def test_a_time_that_no_format_can_hold_is_no_obstacle(root: int, files: Path, year: int) -> None:
+    seconds = int(datetime(year, 1, 1, tzinfo=UTC).timestamp())
+    (files / "f").write_text("x")
+    for path in (files / "f", files):
+        os.utime(path, (seconds, seconds))
+    manifest = Manifest(Scanner(root, b"workspace", Cache.empty()).scan())
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+    if year < 2262:
+        assert manifest.entries[b"workspace/f"].mtime_ns == seconds * 10**9
+
+
+def test_a_file_too_large_for_a_snapshot_is_named_and_the_rest_is_saved(root: int, files: Path) -> None:
+    for name, size in (("a", 5), ("b", (1 << 40) + 1), ("c", 5)):
+        with open(files / name, "wb") as file:
+            file.truncate(size)
+    scanner = Scanner(root, b"workspace", Cache.empty())
+    assert [entry.path for entry in Manifest(scanner.scan()).entries.values()] == [
+        b"workspace",
+        b"workspace/a",
+        b"workspace/c",
+    ]
+    assert scanner.skipped == [(b"workspace/b", "File too large")]

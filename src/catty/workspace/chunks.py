@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from catty.constants import BLOB_BYTES
-from catty.workspace.model import digest
+from catty.workspace.model import FILE_BLOBS_MAX, digest
 from catty.workspace.walk import Signature
 
 __all__ = ["TRIES", "ZERO_BLOB", "Content", "cut", "open_file", "read_file"]
@@ -41,12 +41,15 @@ def open_file(directory: int, name: bytes) -> int:
 
 
 def read_file(directory: int, name: bytes, take: Callable[[bytes, bytes], None]) -> Content:
-    """Read the file and hand each blob (digest, content) to `take`; blobs of a try that failed are handed over too. Raises OSError."""
+    """Read the file and hand each blob (digest, content) to `take`; blobs of a try that failed are handed over too. Raises OSError,
+    EFBIG for a file too large for a snapshot (they are sparse)."""
     descriptor = open_file(directory, name)
     try:
         for attempt in range(1, TRIES + 1):
             started_ns = time.time_ns()
             before = Signature.of(os.fstat(descriptor))
+            if before.size > FILE_BLOBS_MAX * BLOB_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), name)
             blobs, size = [], 0
             for blob in cut(descriptor, before.size):
                 blobs.append(blob_name := ZERO_BLOB if blob is _ZEROS else digest(blob))

@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from catty.constants import BLOB_BYTES, MIB
 from catty.errors import BadRequest, HostileArchive
-from catty.workspace.model import DIGEST_BYTES, HOME, PATH_MAX_BYTES, WORKSPACE, Entry, Kind, check_path
+from catty.workspace.model import DIGEST_BYTES, FILE_BLOBS_MAX, HOME, PATH_MAX_BYTES, WORKSPACE, Entry, Kind, check_path
 
 __all__ = ["EMPTY", "ENTRIES_MAX", "MANIFEST_MAX_BYTES", "Manifest", "dump_delta", "parse_delta", "tree_key"]
 
@@ -25,7 +25,6 @@ ENTRIES_MAX: Final = 1 << 21
 MANIFEST_MAX_BYTES: Final = 128 * MIB  # as sent and stored
 _RAW_MAX: Final = 512 * MIB
 _FRAME_RAW: Final = 1 * MIB
-_FILE_BLOBS_MAX: Final = 1 << 20  # 1 TiB in one file
 
 _MAGIC: Final = b"CATM\x01"
 _FULL: Final = b"F"
@@ -166,7 +165,7 @@ def _check_fields(entry: Entry) -> None:
             honest = not (entry.size or entry.blobs) and 0 < len(entry.target) <= PATH_MAX_BYTES
             honest = honest and b"\0" not in entry.target
     honest = honest and 0 <= entry.mode <= 0o7777 and 0 <= entry.size < 1 << 63
-    if not honest or not -(1 << 63) <= entry.mtime_ns < 1 << 63 or len(entry.blobs) > _FILE_BLOBS_MAX:
+    if not honest or not -(1 << 63) <= entry.mtime_ns < 1 << 63 or len(entry.blobs) > FILE_BLOBS_MAX:
         raise HostileArchive(what=f"impossible fields of {entry.path[:80]!r}")
 
 
@@ -242,7 +241,7 @@ def _records(data: bytes, form: bytes) -> Iterator[Entry | bytes]:
         while end - position >= _RECORD.size:
             length, kind, _, _, _, size, blobs = fields = _RECORD.unpack_from(buffer, position)
             extra = size if kind == ord("l") else blobs * DIGEST_BYTES
-            if extra > _FILE_BLOBS_MAX * DIGEST_BYTES:
+            if extra > FILE_BLOBS_MAX * DIGEST_BYTES:
                 raise HostileArchive(what="manifest record too large")
             start = position + _RECORD.size
             following = start + length + extra

@@ -16,9 +16,20 @@ from blake3 import blake3
 
 from catty.errors import HostileArchive
 
-__all__ = ["DIGEST_BYTES", "HOME", "PATH_MAX_BYTES", "WORKSPACE", "Entry", "Kind", "check_path", "digest"]
+__all__ = [
+    "DIGEST_BYTES",
+    "FILE_BLOBS_MAX",
+    "HOME",
+    "PATH_MAX_BYTES",
+    "WORKSPACE",
+    "Entry",
+    "Kind",
+    "check_path",
+    "digest",
+]
 
 DIGEST_BYTES: Final = 32
+FILE_BLOBS_MAX: Final = 1 << 20  # 1 TiB in one file
 PATH_MAX_BYTES: Final = 4095  # Linux's PATH_MAX less its final NUL
 NAME_MAX_BYTES: Final = 255
 WORKSPACE: Final = b"workspace"

@@ -74,8 +74,8 @@ class Scanner:
 
     def scan(self) -> Iterator[Entry]:
         """Every entry of the tree, in tree order, the tree's own first."""
-        info = os.fstat(self._root)
-        yield Entry(self._tree, Kind.DIR, info.st_mode & _PERMISSIONS, info.st_mtime_ns)
+        signature = Signature.of(os.fstat(self._root))
+        yield Entry(self._tree, Kind.DIR, signature.mode & _PERMISSIONS, signature.mtime_ns)
         yield from self.scan_below(b"")
 
     def scan_below(self, path: bytes) -> Iterator[Entry]:

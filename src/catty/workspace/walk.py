@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from catty.workspace.model import PATH_MAX_BYTES, Kind
 __all__ = ["Found", "Signature", "look", "nothing", "walk"]
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_MAX: Final = 64  # directories at once, however deep the tree: a process has few descriptors
+_TIME_MAX: Final = (1 << 63) - 1  # ns; file systems know years beyond 2262, the formats that times are kept in do not
 _KINDS: Final = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIR, stat.S_IFLNK: Kind.SYMLINK}
 
 
@@ -29,7 +32,7 @@ class Signature(NamedTuple):
     @classmethod
     def of(cls, info: os.stat_result) -> Signature:
         """From a stat."""
-        return cls(info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_ino, info.st_mode)
+        return cls(_in_range(info.st_mtime_ns), _in_range(info.st_ctime_ns), info.st_size, info.st_ino, info.st_mode)
 
     @property
     def kind(self) -> Kind | None:
@@ -49,8 +52,8 @@ class Found(NamedTuple):
 
 @dataclass(slots=True)
 class _Level:
-    descriptor: int
-    path: bytes
+    descriptor: int | None  # None: given back, as the walk is far below
+    path: bytes  # empty, or with a slash at its end
     names: list[bytes]  # still to come, the next one last
 
 
@@ -76,9 +79,16 @@ def walk(
         while levels:
             level = levels[-1]
             if not level.names:
-                os.close(level.descriptor)
                 levels.pop()
+                if level.descriptor is not None:
+                    os.close(level.descriptor)
                 continue
+            if level.descriptor is None:
+                with _unless_gone(level.path[:-1], skipped):
+                    level.descriptor = open_directory(root, level.path[:-1])
+                if level.descriptor is None:  # moved or replaced meanwhile
+                    level.names.clear()
+                    continue
             name = level.names.pop()
             path = level.path + name
             if len(path) > PATH_MAX_BYTES - 16:  # room for the tree's name in front
@@ -89,15 +99,31 @@ def walk(
                 continue
             yield found
             if found.kind is Kind.DIR:
-                try:
+                _give_back(levels)
+                with _unless_gone(path, skipped):
                     levels.append(_enter(os.open(name, _DIRECTORY, dir_fd=level.descriptor), path + b"/"))
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    skipped(path, error.strerror or "unreadable")
     finally:
         for level in levels:
+            if level.descriptor is not None:
+                os.close(level.descriptor)
+
+
+@contextlib.contextmanager
+def _unless_gone(path: bytes, skipped: Callable[[bytes, str], None]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        skipped(path, error.strerror or "unreadable")
+
+
+def _give_back(levels: list[_Level]) -> None:
+    if len(levels) >= _OPEN_MAX:
+        level = levels[-_OPEN_MAX]
+        if level.descriptor is not None:
             os.close(level.descriptor)
+            level.descriptor = None
 
 
 def look(
@@ -122,6 +148,10 @@ def look(
         skipped(path, "neither file, directory nor symlink")
         return None
     return Found(path, signature, kind, directory, name)
+
+
+def _in_range(time_ns: int) -> int:
+    return max(-_TIME_MAX, min(time_ns, _TIME_MAX))
 
 
 def _enter(descriptor: int, path: bytes) -> _Level:
