@@ -216,3 +216,21 @@ def test_without_our_keys_every_byte_goes_through(chunks: list[bytes]) -> None:
     # an unfinished end of a paste is never released: its rest is still to come
     assert data.startswith(forwarded)
     assert b"\x1b[201~".startswith(data[len(forwarded) :])
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        b"\x1b[" + b"9" * 5000 + b"u",
+        b"\x1b[27;" + b"9" * 5000 + b";5~",
+        b"\x1b[27;5;" + b"9" * 5000 + b"~",
+        b"\x1b[1000::99999999;5u",
+        b"\x1b[1000::200;5u",
+        b"\x1b[999999999;1u",
+        b"\x1b[55296u",
+        b"\x1b[97;;55296u",
+        b"\x1b[97;" + b"9" * 5000 + b";1u",
+    ],
+)
+def test_what_only_looks_like_a_key_is_typed_as_it_is(typed: bytes) -> None:
+    assert Keys(Interrupt.TWICE, detach=(b"a",)).feed(typed, 0.0) == [Forward(typed)]

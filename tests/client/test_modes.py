@@ -145,3 +145,12 @@ def test_undo_leaves_a_fresh_terminal_by_another_judge(pieces: list[bytes]) -> N
     assert set(screen.mode) - {47 << 5, 1047 << 5, 1049 << 5} == fresh
     assert screen.margins is None or screen.margins == (0, 9)
     assert not screen.cursor.hidden
+
+
+def test_numbers_of_any_length() -> None:
+    modes = Modes()
+    long = b"9" * 5000
+    modes.feed(
+        b"\x1b[?" + long + b"h\x1b[?2004;" + long + b"h\x1b[>" + long + b"u\x1b[<" + long + b"u\x1b[=" + long + b";1u"
+    )
+    assert b"\x1b[?2004l" in modes.undo()

@@ -199,3 +199,8 @@ def test_any_output_can_be_repainted(printed: bytes) -> None:
 def test_huge_numbers_are_no_trouble(terminal: Terminal) -> None:
     terminal.print(b"\x1b[?" + b"9" * 5000 + b"h\x1b[<" + b"9" * 5000 + b"u\x1b[?;;;h\x1b[?2004h" + b"fine")
     assert b"\x1b[?2004h" in terminal.screen.repaint()
+
+
+def test_numbers_where_one_is_expected_are_no_trouble(terminal: Terminal) -> None:
+    terminal.print(b"\x1b[>1u\x1b[>3u\x1b[<1;2u\x1b[<;u\x1b[=;u\x1b[>;u\x1b[?2004h" + b"fine")
+    assert b"\x1b[?2004h" in terminal.screen.repaint()

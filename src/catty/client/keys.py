@@ -263,11 +263,12 @@ class Keys:
 
 _LOCALS: Final = {b"?": Local.HELP, b"s": Local.SYNC, b"\x1a": Local.SUSPEND}
 
+# No number of a key has more digits; longer ones are text that looks like a key.
 _CSI_U: Final = re.compile(
-    rb"\x1b\[(\d+)(?::(\d*))?(?::(\d*))?"  # code, with shift, on the base layout
-    rb"(?:;(\d*)(?::(\d*))?(?:;([\d:]*))?)?u"  # modifiers, event, text
+    rb"\x1b\[(\d{1,9})(?::(\d{0,9}))?(?::(\d{0,9}))?"  # code, with shift, on the base layout
+    rb"(?:;(\d{0,9})(?::(\d{0,9}))?(?:;(\d{0,9}(?::\d{0,9})*))?)?u"  # modifiers, event, text
 )
-_MODIFY_OTHER: Final = re.compile(rb"\x1b\[27;(\d+);(\d+)~")
+_MODIFY_OTHER: Final = re.compile(rb"\x1b\[27;(\d{1,9});(\d{1,9})~")
 _EVENT: Final = re.compile(rb"\x1b\[[\d:]*;\d*:(\d)")
 _LOCKS: Final = 64 | 128  # Caps Lock, Num Lock
 _SHIFT: Final = 1
@@ -303,7 +304,7 @@ def _with_modifiers(code: int, shifted: list[int], base: list[int], modifiers: i
         return _encode(shifted[0]) if shifted else None
     if modifiers == _CTRL:
         latin = code if code < 0x80 else base[0] if base else 0  # Ctrl with a letter of another script: where it lies
-        if chr(latin).isalpha() or chr(latin) in "@[\\]^_":
+        if latin < 0x80 and (chr(latin).isalpha() or chr(latin) in "@[\\]^_"):
             return bytes([latin & 0x1F])
     return None
 

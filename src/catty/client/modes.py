@@ -49,6 +49,7 @@ _CHANGES: Final = re.compile(
 _UNFINISHED: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*)?\Z")
 _STRING_ENDS: Final = re.compile(rb"[\x07\x18\x1a]")
 _CARRY_MAX: Final = 64
+_DIGITS_MAX: Final = 9
 
 
 class Modes:
@@ -101,9 +102,9 @@ class Modes:
         if modes:
             for mode in modes.split(b";"):
                 if mode:
-                    self._mode(int(mode), on=switch == b"h")
+                    self._mode(_number(mode), on=switch == b"h")
         elif is_kitty:
-            self._keyboard(how, [int(number) for number in flags.split(b";") if number])
+            self._keyboard(how, [_number(number) for number in flags.split(b";") if number])
         elif insert:
             self._insert = insert_switch == b"h"
         elif match[0].startswith(b"\x1b[>4"):
@@ -165,6 +166,11 @@ class Modes:
         out += [b"\x1b[?%d%s" % (mode, b"l" if _FRESH[mode] else b"h") for mode in self._changed()]
         out += [b"\x1b[4h"] * self._insert + [b"\x1b="] * self._keypad + [b"\x1b[>4;2m"] * self._other_keys
         return b"".join(out)
+
+
+def _number(digits: bytes) -> int:
+    """Their value, as far as any terminal would follow: a program may print millions of digits."""
+    return int(digits[:_DIGITS_MAX])
 
 
 def _popped(stack: list[int]) -> bytes:

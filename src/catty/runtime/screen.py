@@ -121,7 +121,7 @@ class Modes:
         if action == b">":
             self.kitty = [*self.kitty[-15:], flags]
         elif action == b"<":
-            count = int(flags or 1)
+            count = int(flags.partition(";")[0] or 1)
             self.kitty = self.kitty[: max(0, len(self.kitty) - count)]
         elif self.kitty:
             self.kitty[-1] = flags.partition(";")[0]
