@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from catty.workspace.model import PATH_MAX_BYTES, Kind
 
 __all__ = ["Found", "Signature", "look", "nothing", "walk"]
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_MAX: Final = 64  # directories at once, however deep the tree: a process has few descriptors
 _TIME_MAX: Final = (1 << 63) - 1  # ns; file systems know years beyond 2262, the formats that times are kept in do not
 _KINDS: Final = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIR, stat.S_IFLNK: Kind.SYMLINK}
@@ -84,11 +82,11 @@ def walk(
                     os.close(level.descriptor)
                 continue
             if level.descriptor is None:
-                with _unless_gone(level.path[:-1], skipped):
-                    level.descriptor = open_directory(root, level.path[:-1])
-                if level.descriptor is None:  # moved or replaced meanwhile
+                again = _level(root, level.path[:-1], level.path[:-1], skipped)
+                if again is None:  # moved or replaced meanwhile
                     level.names.clear()
                     continue
+                level.descriptor = again.descriptor
             name = level.names.pop()
             path = level.path + name
             if len(path) > PATH_MAX_BYTES - 16:  # room for the tree's name in front
@@ -100,22 +98,23 @@ def walk(
             yield found
             if found.kind is Kind.DIR:
                 _give_back(levels)
-                with _unless_gone(path, skipped):
-                    levels.append(_enter(os.open(name, _DIRECTORY, dir_fd=level.descriptor), path + b"/"))
+                if deeper := _level(level.descriptor, name, path, skipped):
+                    levels.append(deeper)
     finally:
         for level in levels:
             if level.descriptor is not None:
                 os.close(level.descriptor)
 
 
-@contextlib.contextmanager
-def _unless_gone(path: bytes, skipped: Callable[[bytes, str], None]) -> Iterator[None]:
+def _level(directory: int, name: bytes, path: bytes, skipped: Callable[[bytes, str], None]) -> _Level | None:
+    """The directory `name` below `directory`; None if it is gone, or, which is reported, cannot be read or is none any more."""
     try:
-        yield
+        return _enter(open_directory(directory, name), path + b"/")
     except FileNotFoundError:
-        pass
+        return None
     except OSError as error:
         skipped(path, error.strerror or "unreadable")
+        return None
 
 
 def _give_back(levels: list[_Level]) -> None:
