@@ -14,6 +14,7 @@ from catty.workspace.model import PATH_MAX_BYTES, Kind
 __all__ = ["Found", "Signature", "look", "nothing", "walk"]
 
 _OPEN_MAX: Final = 64  # directories at once, however deep the tree: a process has few descriptors
+_CLOSED: Final = -1
 _TIME_MAX: Final = (1 << 63) - 1  # ns; file systems know years beyond 2262, the formats that times are kept in do not
 _KINDS: Final = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIR, stat.S_IFLNK: Kind.SYMLINK}
 
@@ -50,7 +51,7 @@ class Found(NamedTuple):
 
 @dataclass(slots=True)
 class _Level:
-    descriptor: int | None  # None: given back, as the walk is far below
+    descriptor: int  # _CLOSED: given back, as the walk is far below
     path: bytes  # empty, or with a slash at its end
     names: list[bytes]  # still to come, the next one last
 
@@ -78,10 +79,10 @@ def walk(
             level = levels[-1]
             if not level.names:
                 levels.pop()
-                if level.descriptor is not None:
+                if level.descriptor != _CLOSED:
                     os.close(level.descriptor)
                 continue
-            if level.descriptor is None:
+            if level.descriptor == _CLOSED:
                 again = _level(root, level.path[:-1], level.path[:-1], skipped)
                 if again is None:  # moved or replaced meanwhile
                     level.names.clear()
@@ -102,7 +103,7 @@ def walk(
                     levels.append(deeper)
     finally:
         for level in levels:
-            if level.descriptor is not None:
+            if level.descriptor != _CLOSED:
                 os.close(level.descriptor)
 
 
@@ -120,9 +121,9 @@ def _level(directory: int, name: bytes, path: bytes, skipped: Callable[[bytes, s
 def _give_back(levels: list[_Level]) -> None:
     if len(levels) >= _OPEN_MAX:
         level = levels[-_OPEN_MAX]
-        if level.descriptor is not None:
+        if level.descriptor != _CLOSED:
             os.close(level.descriptor)
-            level.descriptor = None
+            level.descriptor = _CLOSED
 
 
 def look(
