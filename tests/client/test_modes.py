@@ -6,7 +6,7 @@ import itertools
 
 import pyte
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from catty.client.modes import Modes
@@ -124,6 +124,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=25), st.lists(st.integers(0, 200), max_size=10))
+@example([b"text", b"\x1b]0;t\x07", b"\x1b"], [6])
 def test_chunking_changes_nothing(pieces: list[bytes], cuts: list[int]) -> None:
     data = b"".join(pieces)
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]

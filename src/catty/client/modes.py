@@ -84,16 +84,15 @@ class Modes:
         data = self._carry + data
         for match in _CHANGES.finditer(data):
             self._change(match)
-        self._carry = b""
-        last = data.rfind(b"\x1b")
+        unfinished = _UNFINISHED.search(data)
+        self._carry = unfinished[0] if unfinished and len(unfinished[0]) <= _CARRY_MAX else b""
+        end = len(data) - len(self._carry)
+        last = data.rfind(b"\x1b", 0, end)
         if last < 0:
-            self._in_string = self._in_string and _STRING_ENDS.search(data) is None
-        elif (unfinished := _UNFINISHED.match(data, last)) and len(unfinished[0]) <= _CARRY_MAX:
-            self._carry = unfinished[0]
-        elif data[last + 1 : last + 2] in (b"]", b"P", b"_", b"^", b"X"):
-            self._in_string = _STRING_ENDS.search(data, last) is None
+            self._in_string = self._in_string and _STRING_ENDS.search(data, 0, end) is None
         else:
-            self._in_string = False
+            is_string = data[last + 1 : last + 2] in (b"]", b"P", b"_", b"^", b"X")
+            self._in_string = is_string and _STRING_ENDS.search(data, last, end) is None
 
     def _change(self, match: re.Match[bytes]) -> None:
         modes, switch, how, flags, is_kitty, insert, insert_switch, keys, top, bottom, shape, soft, other = (
