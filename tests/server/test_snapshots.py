@@ -246,6 +246,58 @@ async def test_damaged_heads_do_not_end_saving(machine: Hostile, tmp_path: Path)
     store.close()
 
 
+def honest_about(content: bytes) -> Script:
+    """A machine whose only file has this content, and that remembers no earlier save."""
+
+    async def script(exchange: Exchange) -> None:
+        request = await exchange.expect("save")
+        base = EMPTY
+        if request["base"] is not None:
+            await exchange.send("want-base")
+            base = Manifest.from_bytes((await exchange.expect_object(Kind.MANIFEST)).data)
+        await exchange.send_object(Kind.PACK, pack_of(content))
+        await exchange.send_object(Kind.DELTA, base.delta(tree_of(content)))
+        await exchange.send("done", **DONE)
+        await exchange.expect("committed")
+
+    return script
+
+
+def tree_of(content: bytes) -> Manifest:
+    file = Entry(b"workspace/f", EntryKind.FILE, size=len(content), blobs=(digest(content),))
+    return Manifest([ROOT, file])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda data: data[:20], lambda data: data[:-5], lambda data: data[:-40] + bytes(40)]
+)
+async def test_saving_goes_on_however_the_last_head_is_damaged(
+    machine: Hostile, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    store = SnapshotStore(Objects.in_directory(tmp_path / "store"), "local")
+    for content in (b"one", b"two"):
+        await save(machine.plays(honest_about(content)), "", store, "s")
+    last = tmp_path / "store/local/sessions/s/heads/000002"
+    last.write_bytes(damage(last.read_bytes()))
+    assert (await store.load("s"))[1] == tree_of(b"one")
+    assert 1 in [head.number for head in await store.heads("s")]
+    head = await save(machine.plays(honest_about(b"three")), "", store, "s")
+    assert head
+    assert head.number == 3
+    assert (await store.load("s"))[1] == tree_of(b"three")
+    store.close()
+
+
+async def test_saving_goes_on_if_no_head_is_intact(machine: Hostile, tmp_path: Path) -> None:
+    store = SnapshotStore(Objects.in_directory(tmp_path / "store"), "local")
+    await save(machine.plays(honest_about(b"one")), "", store, "s")
+    only = tmp_path / "store/local/sessions/s/heads/000001"
+    only.write_bytes(only.read_bytes()[:-1])
+    await save(machine.plays(honest_about(b"two")), "", store, "s")
+    assert (await store.load("s"))[1] == tree_of(b"two")
+    store.close()
+
+
 async def test_a_store_that_fails_is_not_the_machines_fault(
     store: SnapshotStore, machine: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

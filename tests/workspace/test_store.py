@@ -228,6 +228,67 @@ async def test_a_pack_that_vanishes_under_the_server_is_an_error_not_a_wrong_ans
     store.close()
 
 
+async def test_a_pack_cut_short_is_asked_for_again(tmp_path: Path) -> None:
+    objects, index = Objects.in_directory(tmp_path / "store"), tmp_path / "index"
+    store = SnapshotStore(objects, "local", index)
+    pack = pack_of(os.urandom(1000), b"a")
+    await store.put_pack(pack)
+    (path,) = (tmp_path / "store/local/packs").iterdir()
+
+    path.write_bytes(pack[:10])  # under a server that runs: noticed by whoever reads
+    assert await store.missing([digest(b"a")]) == []
+    with pytest.raises(StoreFailed, match="cut short"):
+        await content(store, tree(f=b"a"))
+    assert await store.missing([digest(b"a")]) == [digest(b"a")]
+    await store.put_pack(pack)
+    assert await content(store, tree(f=b"a"))
+    store.close()
+
+    path.write_bytes(pack[:10])  # while none runs: noticed at its start
+    store = SnapshotStore(objects, "local", index)
+    assert await store.missing([digest(b"a")]) == [digest(b"a")]
+    await store.put_pack(pack)
+    assert await content(store, tree(f=b"a"))
+    store.close()
+
+
+async def test_an_index_damaged_in_its_middle_is_made_again(tmp_path: Path) -> None:
+    objects, index = Objects.in_directory(tmp_path / "store"), tmp_path / "index"
+    store = SnapshotStore(objects, "local", index)
+    blobs = [os.urandom(10) for _ in range(5000)]
+    await store.put_pack(pack_of(*blobs))
+    store.close()
+    size = index.stat().st_size
+    with open(index, "r+b") as file:
+        file.seek(size // 3)
+        file.write(os.urandom(size // 3))
+    store = SnapshotStore(objects, "local", index)
+    assert await store.missing(map(digest, blobs)) == []
+    store.close()
+
+
+async def test_a_snapshot_whose_base_is_gone_is_passed_over(tmp_path: Path) -> None:
+    store = SnapshotStore(Objects.in_directory(tmp_path), "local")
+    await store.put_pack(pack_of(b"a"))
+    many = {f"f{n}": b"a" for n in range(500)}
+    for last in range(3):
+        await store.commit("s", tree(**many, **{"g" * (last + 1): b"a"}))
+    await store.commit("s", tree(a=b"a"))
+    bases = {head.number: head.base for head in await store.heads("s")}
+    assert bases == {1: 1, 2: 1, 3: 1, 4: 4}
+    heads = tmp_path / "local/sessions/s/heads"
+    (heads / "000001").unlink()
+    with pytest.raises(StoreFailed, match="snapshot 1, which it builds on, is gone"):
+        await store.load("s", 3)
+    assert (await store.load("s"))[0].number == 4
+    (heads / "000004").unlink()
+    with pytest.raises(SnapshotNotFound):
+        await store.load("s")
+    assert (await store.commit("s", tree(b=b"a"))).number == 4
+    assert (await store.load("s"))[1] == tree(b=b"a")
+    store.close()
+
+
 # ---------------------------------------------------------------------------------------------- faults
 
 

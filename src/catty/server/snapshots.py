@@ -22,6 +22,7 @@ from catty.errors import (
     MachineError,
     RestoreFailed,
     SaveFailed,
+    SnapshotNotFound,
     StoreFailed,
 )
 from catty.server.sessions.control import open_websocket, printable
@@ -90,38 +91,72 @@ async def save(
     claim, and where it has none (a helper that salvages) keeps of the home what the last snapshot has.
     `generation` is that of the save lease that the caller holds. Raises SaveFailed, StoreFailed, HeadTaken; may be repeated.
     """
-    number = max(await store.numbers(session), default=0) + 1  # a damaged head keeps its number
-    base_head = await store.latest(session)
-    with _blaming_machine(SaveFailed):
-        async with _exchange(dial, token, "/save", SAVE_LIMIT_S) as exchange:
-            paths = {} if conversation is None else {"conversation": list(conversation)}
-            await exchange.send("save", base=base_head.digest if base_head else None, **paths)
-            base: Manifest | None = None if base_head else EMPTY
-            for _ in range(2):
-                new, done = await _changes(exchange, store, session, base_head, base)
-                if new is None:
-                    return None
-                try:
-                    head = await store.commit(
-                        session,
-                        new,
-                        number=number,
-                        complete=done.get("complete") is True,
-                        reason=reason,
-                        generation=generation,
-                    )
-                except BlobsMissing as error:
-                    _LOG.warning("session %s: %s; the machine sends all again", session, error.message)
-                    await exchange.send("resend")
-                    continue
-                await _tell_committed(exchange, head)
-                return head
-            raise SaveFailed(reason="the machine does not send all that its files are made of")
+    base = _Base(store, session, await store.latest(session))
+    for last_try in (False, True):
+        with _blaming_machine(SaveFailed):
+            try:
+                async with _exchange(dial, token, "/save", SAVE_LIMIT_S) as exchange:
+                    paths = {} if conversation is None else {"conversation": list(conversation)}
+                    return await _save(exchange, store, base, paths, reason=reason, generation=generation)
+            except _BaseUnusable as unusable:
+                if last_try:
+                    raise StoreFailed(reason=str(unusable)) from unusable
+                base = await _intact(store, session)
+    raise AssertionError("unreachable")
 
 
-async def _changes(
-    exchange: Exchange, store: SnapshotStore, session: str, base_head: Head | None, base: Manifest | None
-) -> tuple[Manifest | None, dict[str, Any]]:
+class _BaseUnusable(Exception):
+    """The snapshot that the machine was to compare with is damaged, as only reading all of it tells."""
+
+
+class _Base:
+    """The snapshot that a save builds on, read when it is needed; `head` None: there is none."""
+
+    def __init__(self, store: SnapshotStore, session: str, head: Head | None, manifest: Manifest | None = None) -> None:
+        self._store, self.session, self.head = store, session, head
+        self._manifest = manifest if head else EMPTY
+
+    async def manifest(self) -> Manifest:
+        """Raises _BaseUnusable."""
+        if self._manifest is None:
+            try:
+                _, self._manifest = await self._store.load(self.session, self.head.number if self.head else None)
+            except (StoreFailed, SnapshotNotFound) as error:
+                raise _BaseUnusable(error.message) from error
+        return self._manifest
+
+
+async def _intact(store: SnapshotStore, session: str) -> _Base:
+    try:
+        return _Base(store, session, *await store.load(session))
+    except SnapshotNotFound:
+        return _Base(store, session, None)
+
+
+async def _save(
+    exchange: Exchange, store: SnapshotStore, base: _Base, paths: dict[str, Any], *, reason: str, generation: int
+) -> Head | None:
+    number = max(await store.numbers(base.session), default=0) + 1  # a damaged head keeps its number
+    await exchange.send("save", base=base.head.digest if base.head else None, **paths)
+    for _ in range(2):
+        new, done = await _changes(exchange, store, base)
+        if new is None:
+            return None
+        complete = done.get("complete") is True
+        try:
+            head = await store.commit(
+                base.session, new, number=number, complete=complete, reason=reason, generation=generation
+            )
+        except BlobsMissing as error:
+            _LOG.warning("session %s: %s; the machine sends all again", base.session, error.message)
+            await exchange.send("resend")
+            continue
+        await _tell_committed(exchange, head)
+        return head
+    raise SaveFailed(reason="the machine does not send all that its files are made of")
+
+
+async def _changes(exchange: Exchange, store: SnapshotStore, base: _Base) -> tuple[Manifest | None, dict[str, Any]]:
     """Take in what the machine sends: (its new manifest or None for no news, its report)."""
     new: Manifest | None = None
     received = 0
@@ -136,13 +171,10 @@ async def _changes(
                 continue
             if item.kind is not Kind.DELTA or new is not None:
                 raise BadRequest(f"unexpected {item.kind.name}")
-            if base is None and base_head:
-                _, base = await store.load(session, base_head.number)
-            new = await asyncio.to_thread((base or EMPTY).apply, item.data)
-        elif item["type"] == "want-base" and base_head:
-            _, base = await store.load(session, base_head.number)
-            await exchange.send_object(Kind.MANIFEST, await asyncio.to_thread(base.to_bytes))
-        elif item["type"] == "unchanged" and base_head:
+            new = await asyncio.to_thread((await base.manifest()).apply, item.data)
+        elif item["type"] == "want-base" and base.head:
+            await exchange.send_object(Kind.MANIFEST, await asyncio.to_thread((await base.manifest()).to_bytes))
+        elif item["type"] == "unchanged" and base.head:
             return None, item
         else:
             _expected(item, "done")

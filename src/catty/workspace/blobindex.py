@@ -50,6 +50,8 @@ class BlobIndex:
         try:
             database.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; {_SCHEMA}")
             database.execute("SELECT digest, length, pack, frame FROM blob LIMIT 1")
+            if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("damaged")
         except sqlite3.DatabaseError:
             database.close()
             raise
@@ -60,10 +62,10 @@ class BlobIndex:
         with self._lock:
             self._db.close()
 
-    def packs(self) -> set[str]:
-        """The names of the packs it knows."""
+    def packs(self) -> dict[str, int]:
+        """The names of the packs it knows, with their sizes in bytes."""
         with self._lock:
-            return {name for (name,) in self._db.execute("SELECT name FROM pack")}
+            return dict(self._db.execute("SELECT name, size FROM pack"))
 
     def add(self, name: str, size: int, tail: bytes) -> None:
         """Take in the pack `name` of `size` bytes; `tail` is its index and footer. Raises as `packs.parse_index`."""
@@ -84,6 +86,14 @@ class BlobIndex:
             except BaseException:
                 cursor.execute("ROLLBACK")
                 raise
+
+    def forget(self, name: str) -> None:
+        """A pack cannot be read: its blobs are no longer known, unless it is added again."""
+        with self._lock:
+            self._db.execute("BEGIN")
+            self._db.execute("DELETE FROM blob WHERE pack = (SELECT id FROM pack WHERE name = ?)", (name,))
+            self._db.execute("DELETE FROM pack WHERE name = ?", (name,))
+            self._db.execute("COMMIT")
 
     def clear(self) -> None:
         """Forget everything."""

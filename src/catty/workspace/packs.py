@@ -52,6 +52,7 @@ class Pack:
     """What a pack's index says."""
 
     frames: tuple[Frame, ...]
+    size: int  # bytes of the whole pack
 
     def digests(self) -> Iterator[bytes]:
         """The names of all its blobs."""
@@ -166,7 +167,7 @@ def parse_index(tail: bytes, size: int) -> Pack:
         frames.append(frame)
     if blobs > BLOBS_MAX or offset != size - length:
         raise HostileArchive(what="impossible sizes in a pack")
-    return Pack(tuple(frames))
+    return Pack(tuple(frames), size)
 
 
 def read(pack: bytes) -> Iterator[tuple[bytes, memoryview]]:

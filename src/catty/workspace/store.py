@@ -104,10 +104,18 @@ class SnapshotStore:
         known = await asyncio.to_thread(index.pack, pack)
         frames = [known.frames[number] for number in numbers]
         starts, ends = [frame.offset for frame in frames], [frame.offset + frame.length for frame in frames]
+        path = f"{self._owner}/packs/{pack}"
+        parts: list[bytes] = []
+        failure: Exception | None = None
         try:
-            parts = await _guarded(self._objects.ranges(f"{self._owner}/packs/{pack}", starts, ends))
-        except FileNotFoundError:
-            raise StoreFailed(reason=f"pack {pack} is gone") from None
+            parts = await _guarded(self._objects.ranges(path, starts, ends))
+        except (FileNotFoundError, StoreFailed) as error:
+            failure = error
+        if [len(part) for part in parts] != [frame.length for frame in frames]:
+            if failure and await self._size(path) == known.size:
+                raise failure
+            await asyncio.to_thread(index.forget, pack)  # whoever has its blobs will be asked for them
+            raise StoreFailed(reason=f"pack {pack} is gone or cut short") from failure
         for frame, part in zip(frames, parts, strict=True):
             yield frame, part
 
@@ -129,10 +137,10 @@ class SnapshotStore:
         listed = await _guarded(self._objects.list(prefix))
         stored = {path.removeprefix(prefix): size for path, size in listed.items()}
         known = await asyncio.to_thread(index.packs)
-        if known - stored.keys():
+        if any(stored.get(name) != size for name, size in known.items()):  # gone, or cut short
             await asyncio.to_thread(index.clear)
-            known = set()
-        for name in sorted(stored.keys() - known):
+            known = {}
+        for name in sorted(stored.keys() - known.keys()):
             try:
                 tail, size = await _guarded(self._objects.tail(prefix + name, min(stored[name], _TAIL)))
                 length = packs.index_bytes(tail[-packs.FOOTER_BYTES :], size)
@@ -226,7 +234,7 @@ class SnapshotStore:
         for candidate in reversed(await self.numbers(session)):
             try:
                 return await self._load(session, candidate)
-            except StoreFailed as error:
+            except (StoreFailed, SnapshotNotFound) as error:
                 _LOG.warning("snapshot %d of session %s is passed over: %s", candidate, session, error.message)
         raise SnapshotNotFound(label=session, what="snapshot")
 
@@ -236,15 +244,23 @@ class SnapshotStore:
             await _guarded(self._objects.delete(self._head_path(session, number)))
 
     async def _load(self, session: str, number: int) -> tuple[Head, Manifest]:
+        base_number = number
         try:
             head, content = await self._read(session, number)
             if head.base == number:
                 return head, await asyncio.to_thread(Manifest.from_bytes, content)
-            _, base_content = await self._read(session, head.base)
+            base_number = head.base
+            _, base_content = await self._read(session, base_number)
             base = await asyncio.to_thread(Manifest.from_bytes, base_content)
             return head, await asyncio.to_thread(base.apply, content)
         except (BadRequest, HostileArchive) as error:
             raise StoreFailed(reason=f"snapshot {number}: {error.message}") from error
+        except SnapshotNotFound:
+            if base_number == number:
+                raise
+            raise StoreFailed(
+                reason=f"snapshot {number}: snapshot {base_number}, which it builds on, is gone"
+            ) from None
 
     async def _read(self, session: str, number: int) -> tuple[Head, bytes]:
         try:
@@ -260,12 +276,21 @@ class SnapshotStore:
         return None
 
     async def _meta(self, session: str, number: int) -> Head | None:
+        path = self._head_path(session, number)
         try:
-            ranges = self._objects.ranges(self._head_path(session, number), [0], [heads.PREFIX_BYTES])
-            return heads.parse_meta((await _guarded(ranges))[0])
+            return heads.parse_meta((await _guarded(self._objects.ranges(path, [0], [heads.PREFIX_BYTES])))[0])
+        except StoreFailed as error:  # of an empty object too
+            if await self._size(path) != 0:
+                raise
+            _LOG.warning("head %d of session %s is empty: %s", number, session, error.message)
+            return None
         except (BadRequest, FileNotFoundError) as error:
             _LOG.warning("head %d of session %s is unusable: %s", number, session, error)
             return None
+
+    async def _size(self, path: str) -> int | None:
+        """Of an object, in bytes; None if it is not there."""
+        return (await _guarded(self._objects.list(path.rpartition("/")[0] + "/"))).get(path)
 
     def _head_path(self, session: str, number: int) -> str:
         return f"{self._owner}/sessions/{_clean(session)}/heads/{number:06d}"
