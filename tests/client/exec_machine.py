@@ -53,6 +53,7 @@ class _Run(picows.WSListener):
         self.taken = 0
         self.lost = False
         self.input: asyncio.Queue[bytes] = asyncio.Queue()
+        self.signals: asyncio.Queue[str] = asyncio.Queue()
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self.transport = transport
@@ -83,7 +84,9 @@ class _Run(picows.WSListener):
                 self.input.put_nowait(b"")
             case FrameType.SIGNAL:
                 assert self.process is not None
-                os.killpg(self.process.pid, signal.Signals["SIG" + unpack_json(frame)["signal"]])
+                name = unpack_json(frame)["signal"]
+                os.killpg(self.process.pid, signal.Signals["SIG" + name])
+                self.signals.put_nowait(name)
             case FrameType.RESIZE:
                 self.sizes.append(unpack_size(frame))
 
