@@ -54,7 +54,7 @@ class WebSocket(picows.WSListener):
         self._loop = asyncio.get_running_loop()
         self._messages: deque[bytes | str] = deque()
         self._queued = 0
-        self._parts: list[bytes] = []  # of a message sent in several frames
+        self._parts = bytearray()  # of a message sent in several frames
         self._parts_are_text = False
         self._paused = False
         self._arrived = asyncio.Event()
@@ -120,6 +120,9 @@ class WebSocket(picows.WSListener):
         kind = frame.msg_type
         if kind in (WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION):
             self._part(frame)
+        elif kind == WSMsgType.PING:
+            if self._writable.is_set():  # answers that the other side does not read must not pile up
+                transport.send_pong(frame.get_payload_as_bytes())
         elif kind == WSMsgType.CLOSE:
             transport.send_close(frame.get_close_code())
             transport.disconnect()
@@ -140,13 +143,13 @@ class WebSocket(picows.WSListener):
         if frame.msg_type != WSMsgType.CONTINUATION:
             self._parts.clear()
             self._parts_are_text = frame.msg_type == WSMsgType.TEXT
-        self._parts.append(frame.get_payload_as_bytes())
-        if sum(map(len, self._parts)) > _MESSAGE_MAX_BYTES:
+        self._parts += frame.get_payload_as_memoryview()
+        if len(self._parts) > _MESSAGE_MAX_BYTES:
             self._abort("a message was too long")
             return
         if not frame.fin:
             return
-        data = b"".join(self._parts)
+        data = bytes(self._parts)
         self._parts.clear()
         self._messages.append(data.decode(errors="replace") if self._parts_are_text else data)
         self._queued += len(data)
@@ -211,6 +214,7 @@ async def connect(server: Server, path: str) -> WebSocket:
                 max_frame_size=_MESSAGE_MAX_BYTES,
                 websocket_handshake_timeout=CONNECT_TIMEOUT_S,
                 socket_factory=(lambda _: _unix(server.socket_path)) if server.embedded else None,
+                enable_auto_pong=False,  # see WebSocket.on_ws_frame
                 use_aiofastnet=False,
             ),
             CONNECT_TIMEOUT_S,

@@ -196,6 +196,9 @@ class Connection(WSListener):
             return
         elif frame.rsv1 or frame.rsv2 or frame.rsv3:
             self.close(1002, "no extension was agreed on")
+        elif kind == WSMsgType.PING:
+            if self.writable:  # answers that the other side does not read must not pile up
+                transport.send_pong(frame.get_payload_as_bytes())
         elif kind == WSMsgType.CONTINUATION or not frame.fin:
             self._on_fragment(frame)
         elif self._fragment_kind is not None:
@@ -327,7 +330,7 @@ async def serve(
             0,
             0,
             WSAutoPingStrategy.PING_WHEN_IDLE,
-            True,  # enable_auto_pong
+            False,  # enable_auto_pong: see Connection.on_ws_frame
             largest,
             None,  # extra_headers
             4 * KIB,  # read_buffer_init_size

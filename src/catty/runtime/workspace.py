@@ -56,7 +56,7 @@ class _Process:
         ping = WSAutoPingStrategy.PING_WHEN_IDLE
         limits = (TRANSFER_MESSAGE_BYTES + 1, None, 16 << 10)
         return WSProtocol(
-            None, None, False, self.accept, logger, True, _HANDSHAKE_S, False, 0.0, 0.0, ping, True, *limits
+            None, None, False, self.accept, logger, True, _HANDSHAKE_S, False, 0.0, 0.0, ping, False, *limits
         )
 
     def accept(self, request: WSUpgradeRequest) -> Channel | WSUpgradeResponseWithListener:

@@ -16,14 +16,17 @@ __all__ = ["Channel"]
 _UNREAD_BYTES: Final = 4 << 20  # beyond that the connection is left unread until somebody takes what is here
 _UNSENT_BYTES: Final = 1 << 20
 _MESSAGE_COST: Final = 128  # bytes of memory beside a message's content; about
+_PINGS_MAX: Final = 1000  # between two messages sent from here; proxies send one every few seconds
 
 
 class Channel(WSListener):
-    """Give one to picows for each connection. Messages in several frames are refused: nobody here sends such."""
+    """Give one to picows for each connection, without its own answers to pings: those know no bounds. Messages in several frames are
+    refused: nobody here sends such."""
 
     def __init__(self) -> None:
         self._messages: deque[str | bytes] = deque()
         self._unread = 0
+        self._pings = 0
         self._transport: WSTransport | None = None
         self._arrived, self._writable = asyncio.Event(), asyncio.Event()
         self._lost: str | None = None
@@ -38,6 +41,7 @@ class Channel(WSListener):
         await self._writable.wait()
         if self._lost is not None or self._transport is None:
             raise ConnectionError(self._lost)
+        self._pings = 0
         self._transport.send(WSMsgType.TEXT if isinstance(message, str) else WSMsgType.BINARY, message)
 
     async def receive(self) -> str | bytes:
@@ -75,8 +79,13 @@ class Channel(WSListener):
                 if self._unread >= _UNREAD_BYTES:
                     transport.underlying_transport.pause_reading()
                 self._arrived.set()
+            case WSMsgType.PING | WSMsgType.PONG if self._pings < _PINGS_MAX:
+                self._pings += 1
+                if frame.msg_type is WSMsgType.PING and self._writable.is_set():
+                    transport.send_pong(frame.get_payload_as_bytes())
             case WSMsgType.PING | WSMsgType.PONG:
-                pass
+                self._end("pings without end")
+                transport.disconnect()
             case WSMsgType.CLOSE:
                 self._end("closed by the other side")
                 transport.disconnect()

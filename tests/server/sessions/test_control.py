@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import socket
 import tempfile
@@ -202,3 +204,51 @@ def test_a_machines_token_is_its_own() -> None:
     machines = Dialling(socket.socket)
     assert machines.token("a") == machines.token("a") != machines.token("b")
     assert len(bytes.fromhex(machines.token("a"))) == 32
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "content"),
+    [
+        ("control", picows.WSMsgType.PING, b"x" * 100),
+        ("control", picows.WSMsgType.TEXT, b'{"event": "x"}'),
+        ("control", picows.WSMsgType.TEXT, b'{"event": "' + b"x" * (60 << 10) + b'"}'),
+        ("logs", picows.WSMsgType.PING, b"x" * 100),
+        ("logs", picows.WSMsgType.BINARY, pack(FrameType.OUT, 0, b"")),
+        ("logs", picows.WSMsgType.BINARY, pack(FrameType.OUT, 0, b"x")),
+    ],
+)
+async def test_a_machine_that_talks_without_end_is_not_listened_to(
+    path: str, kind: picows.WSMsgType, content: bytes
+) -> None:
+    """It never reads: what were answered to its pings would pile up in the server."""
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setblocking(False)
+    flooding = asyncio.create_task(_flood(theirs, kind, content))
+    if path == "control":
+        control = await Control.open(ours, "token")
+        with pytest.raises(MachineUnreachable, match="closed"):
+            await control.request("status", timeout=30)
+    else:
+        await Dialling(lambda: ours).logs("m")
+    assert await asyncio.wait_for(flooding, 10) < 64 << 20  # it heard of the end soon
+    theirs.close()
+
+
+async def _flood(sock: socket.socket, kind: picows.WSMsgType, content: bytes) -> int:
+    """Upgrade, then send one frame again and again, until the other side is gone: how many bytes it took."""
+    loop = asyncio.get_running_loop()
+    request = await loop.sock_recv(sock, 65536)
+    key = request.lower().partition(b"sec-websocket-key: ")[0]
+    key = request[len(key) :].partition(b": ")[2].partition(b"\r\n")[0]
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+    await loop.sock_sendall(sock, head + accept + b"\r\n\r\n")
+    size = bytes([len(content)]) if len(content) < 126 else b"\x7e" + len(content).to_bytes(2, "big")
+    many = (bytes([0x80 | kind.value]) + size + content) * max(1, (64 << 10) // len(content))
+    sent = 0
+    with contextlib.suppress(OSError):
+        while True:
+            await loop.sock_sendall(sock, many)
+            sent += len(many)
+    return sent

@@ -18,6 +18,9 @@ __all__ = ["Control", "open_websocket", "printable"]
 
 _REASON_MAX: Final = 200  # characters of a machine's own words that get into an error
 _HANDSHAKE_S: Final = 10.0
+_REPLY_MAX_BYTES: Final = 64 << 10  # a status has 300
+_TALK_MAX_BYTES: Final = 256 << 10  # heard since the last request; an honest machine tells little beside its replies
+_FRAME_COST: Final = 64  # bytes that a frame counts for beside its content
 
 
 async def open_websocket(
@@ -36,6 +39,7 @@ async def open_websocket(
             max_frame_size=max_message,
             max_redirects=0,  # a machine must not send the server elsewhere
             websocket_handshake_timeout=_HANDSHAKE_S,
+            enable_auto_pong=False,  # a machine that pings and does not read would fill this process's memory
             use_aiofastnet=False,
         )
     )
@@ -56,26 +60,28 @@ async def open_websocket(
 
 
 class Control(picows.WSListener):
-    """A control connection; `closed` is done when it is. Events that the machine tells are not looked at."""
+    """A control connection; `closed` is done when it is. Events that the machine tells are not looked at, and a machine that does not
+    stop talking is not listened to: parsing its words would keep this process from all others."""
 
     def __init__(self) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport: picows.WSTransport | None = None
         self._next = 1
+        self._heard = 0
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     @classmethod
     async def open(cls, sock: socket.socket, token: str) -> Control:
         """Speak control over the connected `sock`; `token` is the claim's ("" before the claim). Raises MachineUnreachable."""
         self = cls()
-        await open_websocket(sock, "/control", token, lambda: self, control.MESSAGE_MAX_BYTES)
+        await open_websocket(sock, "/control", token, lambda: self, _REPLY_MAX_BYTES)
         return self
 
     async def request(self, op: str, *, timeout: float, **fields: Any) -> dict[str, Any]:
         """The machine's reply to `op`. Raises MachineUnreachable (gone, or silent for `timeout` seconds) and MachineError (refused)."""
         if self._transport is None or self.closed.done():
             raise MachineUnreachable(reason="its control connection is closed")
-        number, self._next = self._next, self._next + 1
+        number, self._next, self._heard = self._next, self._next + 1, 0
         reply = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._transport.send(picows.WSMsgType.TEXT, control.dump({"id": number, "op": op, **fields}).encode())
@@ -103,6 +109,10 @@ class Control(picows.WSListener):
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         """See picows. Anything but a whole text message with an object in it ends the connection."""
+        self._heard += frame.payload_size + _FRAME_COST
+        if self._heard > _TALK_MAX_BYTES:
+            transport.disconnect()
+            return
         if frame.msg_type in (picows.WSMsgType.PING, picows.WSMsgType.PONG):
             return
         if frame.msg_type is not picows.WSMsgType.TEXT or not frame.fin:

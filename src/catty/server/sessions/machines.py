@@ -23,6 +23,7 @@ from catty.wire.frames import FrameType, unpack
 __all__ = ["Machines"]
 
 _LOGS_S: Final = 30.0
+_LOGS_FRAMES: Final = RING_BYTES // (16 << 10)  # a runtime sends 64 KiB in each
 
 
 class Machines:
@@ -108,17 +109,18 @@ class Machines:
 class _LogReader(picows.WSListener):
     def __init__(self) -> None:
         self.output = bytearray()
+        self._frames = 0
         self.done = asyncio.Event()
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
-        if frame.msg_type is picows.WSMsgType.BINARY and frame.fin:
+        self._frames += 1
+        if frame.msg_type is picows.WSMsgType.BINARY and frame.fin and self._frames <= _LOGS_FRAMES:
             with contextlib.suppress(BadRequest):
                 type_, _, payload = unpack(frame.get_payload_as_bytes())
                 if type_ is FrameType.OUT and len(self.output) < RING_BYTES:
                     self.output += payload[: RING_BYTES - len(self.output)]
                     return
-        if frame.msg_type is not picows.WSMsgType.PING:
-            transport.disconnect()
+        transport.disconnect()
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:  # noqa: ARG002
         self.done.set()
