@@ -174,7 +174,7 @@ def test_secrets_are_written_nowhere(catty: Catty, project: Path, words: Words) 
         catty.run("server", "restart")
         assert catty.exec(label, "printf %s $STORED | wc -c").split() == [str(len(words.stored)).encode()]
         podman("kill", *podman("ps", "--filter", f"name={machine}", "--format", "{{.Names}}").decode().split())
-        term.wait_for("[session-ended]", "machine", timeout=60)
+        term.wait_for("[session-ended]", timeout=60)
 
     # Stopped in order, and one that never came to be.
     stopped = giving.new("--agent", "shell", "--env", "PASSED")
