@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from e2e.catty import Catty
 
 LABEL = "brave-tiger-1234"
 BIG = 48 << 20  # bytes: several packs, so that there is time to strike
-# Prints numbered lines without a pause; each key that it reads goes into a file, `!` ends it.
+# A program that uses all of a terminal: alternate screen, paste, mouse, hidden cursor, kitty's keys.
+FULL_SCREEN = r"clear; printf '\033[?1049h\033[?2004h\033[?1000;1003;1006h\033[?25l\033[>5ufull %s' screen; cat"
+# Prints numbered lines, slowly enough for a test that looks away for a moment: a client that takes nothing for a second is shown the
+# screen instead. Each key that it reads goes into a file, `!` ends it.
 PRINTER_PATH = "/tmp/printer.py"
 PRINTER = b"""
 import os, select, time, tty
@@ -34,7 +37,7 @@ keys = open('/tmp/keys', 'ab', 0)
 os.write(1, b'BEGIN\\r\\n')
 number = 0
 while True:
-    if select.select([0], [], [], 0.002)[0]:
+    if select.select([0], [], [], 0.01)[0]:
         data = os.read(0, 4096)
         keys.write(data.partition(b'!')[0])
         if b'!' in data:
@@ -95,9 +98,9 @@ class Host:
         """Objects of the server's store; `pattern` below an owner's directory."""
         return list((self._home / "server" / "store").glob(f"*/{pattern}"))
 
-    def until_saving(self, before: set[Path]) -> None:
+    def until_saving(self, before: Collection[Path]) -> None:
         """Wait until a pack arrives in the store beside those `before`: a save, or an upload, is under way."""
-        until(lambda: set(self.store("packs/*")) - before)
+        until(lambda: set(self.store("packs/*")).difference(before))
 
     @contextmanager
     def api(self) -> Iterator[Api]:

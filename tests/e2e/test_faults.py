@@ -6,9 +6,12 @@ sits at the command line, and what counts is what they are left with: their sess
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 
 from e2e.catty import Catty, machine_tree, tree
 from e2e.processes import (
+    FULL_SCREEN,
     LABEL,
     PRINTER,
     PRINTER_PATH,
@@ -34,8 +38,6 @@ from e2e.terminal import Terminal
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.image]
 
 STEPS = ("machine", "claim", "workspace", "start", "")
-# A program that uses all of a terminal: alternate screen, paste, mouse, hidden cursor, kitty's keys.
-FULL_SCREEN = r"printf '\033[?1049h\033[?2004h\033[?1000;1003;1006h\033[?25l\033[>5ufull screen'; cat"
 
 
 @pytest.fixture
@@ -67,16 +69,16 @@ def strike(host: Host, what: str, session: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ while it is made
 
 
-@pytest.mark.parametrize("step", STEPS[:-1])
-def test_server_killed_while_a_session_is_made(catty: Catty, host: Host, step: str, tmp_path: Path) -> None:
-    making = make(catty)
-    host.until(LABEL, reached(step))
-    kill(host.server())
-    code, out, err = ends(making)
-    assert code == 0, err
-    assert json.loads(out)["state"] == "running"
-    assert set(machine_tree(catty, LABEL, tmp_path / "machine")) == uploaded(catty.project)
-    delete_twice(catty, host)
+def test_server_killed_while_a_session_is_made(catty: Catty, host: Host, tmp_path: Path) -> None:
+    for step in STEPS[:-1]:
+        making = make(catty)
+        host.until(LABEL, reached(step))
+        kill(host.server())
+        code, out, err = ends(making)
+        assert code == 0, (step, err)
+        assert json.loads(out)["state"] == "running"
+        assert set(machine_tree(catty, LABEL, tmp_path / step)) == uploaded(catty.project)
+        delete_twice(catty, host)
 
 
 def test_server_killed_with_secrets_that_no_machine_has(catty: Catty, host: Host) -> None:
@@ -127,7 +129,19 @@ def after(term: Terminal, lines: int) -> None:
     """Until the printer has printed that many more lines."""
     last = term.printed.rstrip(b"\r\n").rpartition(b"\n")[2]
     target = b"%08d\r\n" % ((int(last) if last.isdigit() else 0) + lines)
-    until(lambda: term.pump(0.05) and target in term.raw)
+    deadline = time.monotonic() + 60
+    while target not in term.raw:
+        assert term.pump(0.05), term.screen_text
+        assert time.monotonic() < deadline, (target, bytes(term.raw[-3000:]))
+
+
+def while_shown(term: Terminal, work: Callable[[], object]) -> None:
+    """Do `work` while what the terminal gets is read."""
+    with ThreadPoolExecutor(1) as pool:
+        doing = pool.submit(work)
+        while not doing.done():
+            assert term.pump(0.02)
+        doing.result()
 
 
 def test_an_attach_over_every_fault(catty: Catty, host: Host, tmp_path: Path) -> None:
@@ -150,12 +164,9 @@ def test_an_attach_over_every_fault(catty: Catty, host: Host, tmp_path: Path) ->
         for what in ("server", "terminal", "workspace", "restart", "terminal", "server"):
             type_some()
             if what == "restart":
-                restart = catty.start("server", "restart")
-                while restart.poll() is None:
-                    assert term.pump(0.02)
-                assert ends(restart)[0] == 0
+                while_shown(term, lambda: catty.run("server", "restart"))
             else:
-                strike(host, what, session)
+                while_shown(term, functools.partial(strike, host, what, session))
             type_some()  # nobody is there to take them yet
             after(term, 200)
         term.send("!")
@@ -188,7 +199,7 @@ def test_faults_while_a_machine_is_saved(catty: Catty, host: Host, tmp_path: Pat
     session = json.loads(catty.run("new", "-d", "--json", "--agent", "shell", "--name", LABEL))
     for what in ("server", "workspace", "terminal", "machine"):
         big = grow_machine(catty)
-        before = set(host.store("packs/*"))
+        before = host.store("packs/*")
         downloading = catty.start("download", LABEL, str(tmp_path / what))
         host.until_saving(before)
         strike(host, what, session)
@@ -199,29 +210,29 @@ def test_faults_while_a_machine_is_saved(catty: Catty, host: Host, tmp_path: Pat
     delete_twice(catty, host)
 
 
-@pytest.mark.parametrize("what", ["server", "workspace", "terminal", "machine"])
-def test_fault_while_a_session_stops(catty: Catty, host: Host, what: str, tmp_path: Path) -> None:
-    session = json.loads(catty.run("new", "-d", "--json", "--agent", "shell", "--name", LABEL))
-    big = grow_machine(catty)
-    before = set(host.store("packs/*"))
-    stopping = catty.start("stop", LABEL)
-    host.until_saving(before)
-    strike(host, what, session)
-    code, out, err = ends(stopping)
-    assert (code, out) == (0, f"{LABEL} stopped\n".encode()), err
-    session = catty.session(LABEL)
-    assert (session["state"], session["reason"], session["error"]) == ("stopped", "user", None)
-    catty.run("download", LABEL, str(tmp_path / "out"))
-    assert hashlib.sha256((tmp_path / "out" / "big").read_bytes()).hexdigest() == big
-    assert [name for name in host.remains() if "heads" not in name] == []
-    delete_twice(catty, host)
+def test_faults_while_a_session_stops(catty: Catty, host: Host, tmp_path: Path) -> None:
+    for what in ("server", "workspace", "terminal", "machine"):
+        session = json.loads(catty.run("new", "-d", "--json", "--agent", "shell", "--name", LABEL))
+        big = grow_machine(catty)
+        before = host.store("packs/*")
+        stopping = catty.start("stop", LABEL)
+        host.until_saving(before)
+        strike(host, what, session)
+        code, out, err = ends(stopping)
+        assert (code, out) == (0, f"{LABEL} stopped\n".encode()), (what, err)
+        session = catty.session(LABEL)
+        assert (session["state"], session["reason"], session["error"]) == ("stopped", "user", None)
+        catty.run("download", LABEL, str(tmp_path / what))
+        assert hashlib.sha256((tmp_path / what / "big").read_bytes()).hexdigest() == big
+        assert [name for name in host.remains() if "heads" not in name] == []
+        delete_twice(catty, host)
 
 
 @pytest.mark.parametrize("what", ["server", "helper"])
 def test_fault_while_a_dead_machine_is_salvaged(catty: Catty, host: Host, what: str, tmp_path: Path) -> None:
     session = json.loads(catty.run("new", "-d", "--json", "--agent", "shell", "--name", LABEL))
     big = grow_machine(catty)
-    before = set(host.store("packs/*"))
+    before = host.store("packs/*")
     podman("kill", host.container(session))
     host.until_saving(before)
     if what == "server":

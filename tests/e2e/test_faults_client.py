@@ -7,12 +7,14 @@ import json
 import os
 import re
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from e2e.catty import Catty, machine_tree, tree
 from e2e.processes import (
+    FULL_SCREEN,
     LABEL,
     PRINTER,
     PRINTER_PATH,
@@ -30,9 +32,6 @@ from e2e.terminal import Terminal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.image]
 
-# A program that uses all of a terminal: alternate screen, paste, mouse, hidden cursor, kitty's keys.
-FULL_SCREEN = r"clear; printf '\033[?1049h\033[?2004h\033[?1000;1003;1006h\033[?25l\033[>5ufull %s' screen; cat"
-
 
 @pytest.fixture
 def host(catty: Catty) -> Host:
@@ -41,31 +40,36 @@ def host(catty: Catty) -> Host:
     return Host(catty.home)
 
 
-def come_to(host: Host, phase: str) -> None:
-    """Wait until a `new` with a large tree is that far: it asks for a machine, sends files, waits for the machine to have them."""
+PHASES = ("machine", "upload", "workspace")
+
+
+def come_to(host: Host, phase: str, before: Collection[Path] = ()) -> None:
+    """Wait until a `new` with a large tree is that far: it asks for a machine, sends files, waits for the machine to have them.
+
+    `before`: the packs that the store held before it.
+    """
     if phase == "machine":
         host.until(LABEL, lambda session: session["step"] != "")
     elif phase == "upload":
-        host.until_saving(set())
+        host.until_saving(before)
     else:
         until(lambda: host.store("sessions/*/heads/000001"))
 
 
-@pytest.mark.parametrize("phase", ["machine", "upload", "workspace"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_new_that_is_interrupted_removes_its_session(
-    catty: Catty, host: Host, number: signal.Signals, phase: str
-) -> None:
-    grow(catty.project)
-    making = make(catty)
-    come_to(host, phase)
-    making.send_signal(number)
-    code, out, err = ends(making)
-    assert (code, out) == (128 + number, b"")
-    assert f"note: {LABEL} was removed\n" in err
-    assert host.remains() == []
-    assert json.loads(catty.run("list", "--json", "--all")) == []
-    assert list((catty.home / "sessions").iterdir()) == []
+def test_new_that_is_interrupted_removes_its_session(catty: Catty, host: Host, number: signal.Signals) -> None:
+    for phase in PHASES:
+        grow(catty.project)
+        before = host.store("packs/*")
+        making = make(catty)
+        come_to(host, phase, before)
+        making.send_signal(number)
+        code, out, err = ends(making)
+        assert (code, out) == (128 + number, b""), phase
+        assert f"note: {LABEL} was removed\n" in err
+        assert host.remains() == []
+        assert json.loads(catty.run("list", "--json", "--all")) == []
+        assert list((catty.home / "sessions").iterdir()) == []
 
 
 def test_new_whose_terminal_is_closed_removes_its_session(catty: Catty, host: Host) -> None:
@@ -77,20 +81,38 @@ def test_new_whose_terminal_is_closed_removes_its_session(catty: Catty, host: Ho
     assert json.loads(catty.run("list", "--json", "--all")) == []
 
 
-@pytest.mark.parametrize("phase", ["machine", "upload"])
-def test_new_killed_before_its_files_were_there(catty: Catty, host: Host, phase: str) -> None:
+def test_new_left_by_ctrl_c_twice(catty: Catty, host: Host) -> None:
+    """The second is impatience with the removal: what is said is what is so."""
     grow(catty.project)
-    making = make(catty)
-    come_to(host, phase)
-    kill(making.pid)
-    ends(making)
-    assert catty.session(LABEL)["state"] == "provisioning"  # it waits for them, for a while
-    for _ in range(2):
-        assert catty.run("stop", LABEL) == f"{LABEL} stopped\n".encode()
-    session = catty.session(LABEL)
-    assert (session["state"], session["reason"]) == ("stopped", "user")
-    assert [name for name in host.remains() if "heads" not in name] == []
+    with catty.terminal("new", "--yes", "--agent", "shell", "--name", LABEL) as term:
+        come_to(host, "upload")
+        term.send("\x03")
+        term.wait_for("removing", f"{LABEL} was removed")
+        term.send("\x03")
+        assert term.wait_exit() == 130, term.screen_text
+    term.check_fresh()
+    if f"{LABEL} was removed" in term.screen_text:
+        assert host.remains() == []
+    else:
+        assert f"{LABEL} may be left behind" in term.screen_text
     delete_twice(catty, host)
+
+
+def test_new_killed_before_its_files_were_there(catty: Catty, host: Host) -> None:
+    for phase in PHASES[:2]:
+        grow(catty.project)
+        before = host.store("packs/*")
+        making = make(catty)
+        come_to(host, phase, before)
+        kill(making.pid)
+        ends(making)
+        assert catty.session(LABEL)["state"] == "provisioning", phase  # it waits for them, for a while
+        for _ in range(2):
+            assert catty.run("stop", LABEL) == f"{LABEL} stopped\n".encode()
+        session = catty.session(LABEL)
+        assert (session["state"], session["reason"]) == ("stopped", "user")
+        assert host.remains() == []
+        delete_twice(catty, host)
 
 
 def test_new_killed_when_its_files_were_there(catty: Catty, host: Host) -> None:
@@ -163,7 +185,7 @@ def test_client_killed_while_it_is_used(catty: Catty, host: Host, tmp_path: Path
     assert list(tmp_path.glob(".out*")) == []
 
     big = grow_machine(catty)
-    before = set(host.store("packs/*"))
+    before = host.store("packs/*")
     stopping = catty.start("stop", LABEL)
     host.until_saving(before)
     kill(stopping.pid)
@@ -176,9 +198,9 @@ def test_client_killed_while_it_is_used(catty: Catty, host: Host, tmp_path: Path
 
 
 def test_terminal_is_fresh_however_an_attach_ends(catty: Catty, host: Host) -> None:
-    catty.new("--agent", "shell", "--name", LABEL)
+    begin = ("new", "--yes", "--agent", "shell", "--name", LABEL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        with catty.terminal("connect", LABEL) as term:
+        with catty.terminal(*(begin if number == signal.SIGINT else ("connect", LABEL))) as term:
             full_screen(catty, term)
             os.kill(term.process.pid, number)
             assert term.wait_exit() == 128 + number
