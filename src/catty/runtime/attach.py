@@ -121,7 +121,7 @@ class Attachment:
             pace.send(pace.sent + len(data), time.monotonic())
         if console.exit_at is None:
             self._exited = False
-        elif not self._exited and pace.sent >= console.exit_at and connection.writable:
+        elif not (self._exited or console.ending) and pace.sent >= console.exit_at and connection.writable:
             self._exited = True
             exit_ = {"code": console.agent["code"], "signal": console.agent["signal"]}
             connection.post(frames.pack_json(FrameType.EXIT, console.exit_at, exit_))

@@ -160,6 +160,7 @@ class Control:
         grace = request.get("grace", 0)
         if isinstance(grace, bool) or not isinstance(grace, int | float):
             raise BadRequest("'grace' must be a number")
+        self._console.ending = True
         await self._link.request("shutdown", grace=grace)
         return {}
 
