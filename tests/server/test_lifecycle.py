@@ -152,6 +152,29 @@ async def test_stop_while_starting(rest: Rest, engine: ProcessEngine, step: str,
     assert engine.machines() == []
 
 
+async def test_a_machine_that_the_engine_makes_too_late_goes_too(
+    rest: Rest, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives up asking an engine for a machine may get it all the same, after it was destroyed."""
+    asked, specs, make = asyncio.Event(), [], engine.create
+
+    async def create(spec: MachineSpec) -> Any:
+        specs.append(spec)
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(engine, "create", create)
+    made = await rest("POST", "/v1/sessions", {"agent": "shell"}, expect=201)
+    await asked.wait()
+    await rest("POST", f"/v1/sessions/{made['id']}/stop")
+    await make(specs[0])
+    await eventually(lambda: _true(engine.machines() == []))
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
 async def test_stop_many_times_at_once(rest: Rest, engine: ProcessEngine) -> None:
     session = await rest.running()
     write(engine, session, "file", "work")

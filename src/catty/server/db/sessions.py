@@ -213,8 +213,8 @@ class SessionStore:
         return await self._select(busy, self._free())
 
     async def machines(self) -> frozenset[str]:
-        """Ids of all machines that some session may have."""
-        rows = await self._database.execute(select(sessions.c.machine_id).where(sessions.c.tombstone == ""))
+        """Ids of all machines that some session may have. One that an engine makes after its session has ended is nobody's."""
+        rows = await self._database.execute(select(sessions.c.machine_id).where(sessions.c.has_machine))
         return frozenset(row.machine_id for row in rows)
 
     # ---------------------------------------------------------------------------------------- requests, by any server
