@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import stat
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 
 from catty.client import download as module
 from catty.client.download import Downloaded
-from catty.client.trash import Trash
+from catty.client.trash import Trash, remove_tree
 from catty.client.upload import prepare, send
 from catty.constants import BLOB_BYTES
 from catty.errors import (
@@ -342,6 +344,63 @@ def test_modes_lose_what_could_raise_rights(server: MemoryServer, tmp_path: Path
 
 
 # ------------------------------------------------------------------------------------------------ trash
+
+
+@pytest.mark.parametrize("form", ["dir", "tar.gz"])
+def test_a_tree_as_deep_as_paths_can_be(server: MemoryServer, tmp_path: Path, form: str) -> None:
+    paths = [WORKSPACE + b"/d" * depth for depth in range(1, 2000)]
+    leaf = Entry(paths[-1] + b"/leaf", Kind.FILE, size=4, blobs=(digest(b"deep"),))
+    hold(server, *(Entry(path, Kind.DIR, 0o555) for path in paths), leaf, contents=(b"deep",))
+    place = tmp_path / "here"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        assert download(server, tmp_path, place, form=form).files == 1
+        if form == "tar.gz":
+            with tarfile.open(place) as archive:
+                last = archive.getmembers()[-1]
+                assert last.name == "s/" + "d/" * 1999 + "leaf"
+                assert archive.extractfile(last).read() == b"deep"  # type: ignore[union-attr]  # it is a file
+        else:
+            remove_tree(place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert leftovers(tmp_path) == []
+    assert place.exists() == (form == "tar.gz")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_an_archive_of_files_that_not_even_their_owner_may_read(server: MemoryServer) -> None:
+    hold(server, Entry(b"workspace/f", Kind.FILE, 0, size=2, blobs=(digest(b"no"),)), contents=(b"no",))
+    with tempfile.TemporaryDirectory() as directory:
+        os.chown(directory, 65534, -1)
+        os.seteuid(65534)
+        try:
+            download(server, Path(directory), form="tar.gz")
+        finally:
+            os.seteuid(0)
+        with tarfile.open(Path(directory) / "here") as archive:
+            member = archive.getmember("s/f")
+            assert (member.mode, archive.extractfile(member).read()) == (0, b"no")  # type: ignore[union-attr]  # it is a file
+
+
+def test_a_destination_whose_name_has_no_room_for_more(server: MemoryServer, tmp_path: Path) -> None:
+    for name in ("\u732b" * 85, "x" * 255):
+        assert download(server, tmp_path, tmp_path / name).destination.is_dir()
+    assert leftovers(tmp_path) == []
+
+
+def test_a_tree_of_ours_is_removed_whatever_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "tree/a/b/c").mkdir(parents=True)
+    (tmp_path / "tree/a/b/f").write_text("x")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/f").write_text("x")
+    (tmp_path / "tree/a/link").symlink_to(tmp_path / "outside")
+    (tmp_path / "tree/link").symlink_to(tmp_path / "outside")
+    os.mkfifo(tmp_path / "tree/a/fifo")
+    (tmp_path / "tree/a/b").chmod(0)
+    remove_tree(tmp_path / "tree")
+    assert [path.name for path in tmp_path.rglob("*") if path.name in ("tree", "f")] == ["f"]
 
 
 def test_trash_keeps_names_apart_and_forgets_after_a_week(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from catty.client.sources import human_size, printable
-from catty.client.trash import Trash
+from catty.client.trash import Trash, remove_tree
 from catty.client.upload import Progress
 from catty.constants import BLOB_BYTES
 from catty.errors import (
@@ -45,9 +45,12 @@ __all__ = ["Downloaded", "Server", "download", "fetch", "newest"]
 
 _FETCH_DIGESTS: Final = 4096  # per request, each at most BLOB_BYTES
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE: Final = WORKSPACE + b"/"
 _DEATH_S: Final = 3.0  # a machine's death is noticed within
 _TEMPORARY: Final = ".catty-tmp"
+_NAME_BYTES: Final = 200  # of the destination's name in that of the directory beside it
 _TRIES: Final = 3  # of a fetch that brings nothing: a server that restarts is awaited by the connection itself
 
 Report = Callable[[Progress], None]
@@ -94,8 +97,13 @@ def download(
     with _writing(place), _beside(place) as temporary:
         tree = temporary / "tree"
         _check_space(temporary, entries)
-        _write_tree(server, tree, entries, report or (lambda _: None))
-        result = tree if form == "dir" else _archive(temporary / "archive", tree, label, entries)
+        tree.mkdir(mode=0o700)
+        with _opened(tree) as root:
+            _write_tree(server, root, entries, report or (lambda _: None))
+            if form == "dir":
+                result = _finished(tree, root, entries)
+            else:
+                result = _archive(temporary / "archive", root, label, entries)
         _move_into_place(result, place, force=force, trash=trash)
     files = [entry for entry in entries if entry.kind is Kind.FILE]
     notes += [f"{printable(entry.path[len(_INSIDE) :])} changed while it was saved" for entry in files if entry.torn]
@@ -153,27 +161,33 @@ def fetch(server: Server, wanted: dict[bytes, int]) -> Iterator[tuple[bytes, mem
 # ------------------------------------------------------------------------------------------------ the tree
 
 
-def _write_tree(server: Server, tree: Path, entries: list[Entry], report: Report) -> None:
+def _write_tree(server: Server, root: int, entries: list[Entry], report: Report) -> None:
+    """Files and directories, for nobody but us to read yet."""
+    for entry in entries[1:]:
+        if entry.kind is Kind.DIR:
+            os.mkdir(_inside(entry), 0o700, dir_fd=root)
+        elif entry.kind is Kind.FILE:
+            _make_file(root, entry)
+    _write_contents(server, root, entries, report)
+
+
+def _finished(tree: Path, root: int, entries: list[Entry]) -> Path:
+    """`tree`, with its symlinks, modes and times."""
+    for entry in entries[1:]:
+        if entry.kind is Kind.SYMLINK:
+            os.symlink(entry.target, _inside(entry), dir_fd=root)
+    mask = _umask()
+    for entry in reversed(entries):  # directories after all that is made in them
+        if entry.kind is not Kind.SYMLINK:
+            os.chmod(_inside(entry), _mode(entry, mask), dir_fd=root)
+        os.utime(_inside(entry), ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=root, follow_symlinks=False)
+    return tree
+
+
+def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
-    tree.mkdir(mode=0o700)
-    root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for entry in entries[1:]:
-            if entry.kind is Kind.DIR:
-                os.mkdir(_inside(entry), 0o700, dir_fd=root)
-            elif entry.kind is Kind.FILE:
-                _make_file(root, entry)
-        _write_contents(server, root, entries, report)
-        for entry in entries[1:]:
-            if entry.kind is Kind.SYMLINK:
-                os.symlink(entry.target, _inside(entry), dir_fd=root)
-                os.utime(_inside(entry), ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=root, follow_symlinks=False)
-        for entry in reversed(entries):  # directories after all that is made in them
-            if entry.kind is not Kind.SYMLINK:
-                _finish(root, entry, mask)
-    finally:
-        os.close(root)
+    return mask
 
 
 def _inside(entry: Entry) -> bytes:
@@ -228,24 +242,23 @@ def _write_at(root: int, entry: Entry, number: int, data: memoryview) -> None:
         os.close(descriptor)
 
 
-def _finish(root: int, entry: Entry, mask: int) -> None:
-    """Mode (no setuid, setgid, sticky; a directory stays its owner's to enter) and time."""
-    mode = entry.mode & 0o777 & ~mask | (0o700 if entry.kind is Kind.DIR else 0)
-    os.chmod(_inside(entry), mode, dir_fd=root)
-    os.utime(_inside(entry), ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=root)
+def _mode(entry: Entry, mask: int) -> int:
+    """No setuid, setgid, sticky; a directory stays its owner's to enter."""
+    return entry.mode & 0o777 & ~mask | (0o700 if entry.kind is Kind.DIR else 0)
 
 
-def _archive(archive: Path, tree: Path, label: str, entries: list[Entry]) -> Path:
+def _archive(archive: Path, root: int, label: str, entries: list[Entry]) -> Path:
     """`archive`, gzipped, with one top directory named after the session."""
+    kinds = {Kind.FILE: tarfile.REGTYPE, Kind.DIR: tarfile.DIRTYPE, Kind.SYMLINK: tarfile.SYMTYPE}
+    mask = _umask()
     with tarfile.open(archive, "x:gz", compresslevel=6) as tar:
         for entry in entries:
-            path = tree / os.fsdecode(_inside(entry))
             inner = os.fsdecode(entry.path[len(_INSIDE) :])
-            info = tar.gettarinfo(path, f"{label}/{inner}" if inner else label)
-            info.uid = info.gid = 0
-            info.uname = info.gname = ""
-            if info.isreg():
-                with path.open("rb") as content:
+            info = tarfile.TarInfo(f"{label}/{inner}" if inner else label)
+            info.type, info.mode, info.mtime = kinds[entry.kind], _mode(entry, mask), entry.mtime_ns / 10**9
+            info.size, info.linkname = entry.size, os.fsdecode(entry.target)
+            if entry.kind is Kind.FILE:
+                with open(os.open(_inside(entry), _READ, dir_fd=root), "rb") as content:
                     tar.addfile(info, content)
             else:
                 tar.addfile(info)
@@ -291,26 +304,33 @@ def _beside(place: Path) -> Iterator[Path]:
 
     It is locked meanwhile: what a download that was killed left behind is not, and goes when the next one comes to the same place.
     """
-    name = f".{place.name[:200]}."
+    name = f".{os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])}."
     for left in place.parent.glob(f"{glob.escape(name)}*{_TEMPORARY}"):
         with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
     directory = place.parent / f"{name}{secrets.token_hex(4)}{_TEMPORARY}"
     directory.mkdir(mode=0o700)
     try:
         with _locked(directory):
             yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(directory)
 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Raises OSError where another process has it locked, or it is no directory."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with _opened(directory) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, _DIRECTORY)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 

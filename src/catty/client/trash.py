@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
+import secrets
 import stat
 import time
 from datetime import UTC, datetime
@@ -14,10 +14,11 @@ from typing import Final
 
 from catty.constants import MIB, TRASH_KEEP_DAYS
 
-__all__ = ["Trash"]
+__all__ = ["Trash", "remove_tree"]
 
 _DAY_S: Final = 86400
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -60,7 +61,42 @@ class Trash:
         with contextlib.suppress(FileNotFoundError):
             for run in list(os.scandir(self._home)):
                 if run.stat(follow_symlinks=False).st_ctime < oldest:
-                    shutil.rmtree(run.path, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        remove_tree(Path(run.path))
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory of ours and all in it. Raises OSError where that cannot be.
+
+    Trees come from machines, so they may be deeper than a process has descriptors or a path has room: each directory that is found
+    is moved up before it is looked into.
+    """
+    top = os.open(directory, _DIRECTORY)
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if not _is_directory(name, top):
+                    os.unlink(name, dir_fd=top)
+                    continue
+                os.chmod(name, 0o700, dir_fd=top)
+                inner = os.open(name, _DIRECTORY, dir_fd=top)
+                try:
+                    for below in os.listdir(inner):
+                        if _is_directory(below, inner):
+                            os.chmod(below, 0o700, dir_fd=inner)
+                            os.rename(below, secrets.token_hex(8), src_dir_fd=inner, dst_dir_fd=top)
+                        else:
+                            os.unlink(below, dir_fd=inner)
+                finally:
+                    os.close(inner)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    directory.rmdir()
+
+
+def _is_directory(name: str, parent: int) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
 
 
 def _carry(parent: int, name: bytes, place: bytes) -> None:
