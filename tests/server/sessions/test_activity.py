@@ -81,6 +81,23 @@ def test_warning_comes_once_per_stretch() -> None:
     assert activity.judge(7201 + 6901, ttl) is Verdict.WARN
 
 
+def test_a_warning_that_nobody_can_hear_comes_later() -> None:
+    activity, ttl = Activity(0), 7200.0
+    assert activity.judge(6950, ttl, can_warn=False) is Verdict.GO_ON
+    assert activity.judge(6960, ttl) is Verdict.WARN
+
+
+def test_a_server_that_was_away_looks_and_warns_before_it_ends_anything() -> None:
+    silent, busy, ttl = Activity(0, idle=86400), Activity(0, idle=86400), 7200.0
+    assert silent.judge(0, ttl, can_warn=False) is Verdict.GO_ON  # its machine does not answer yet
+    assert silent.judge(1, ttl) is Verdict.WARN
+    assert silent.judge(299, ttl) is Verdict.GO_ON
+    assert silent.judge(300, ttl) is Verdict.END
+    for now in range(0, 301, 5):  # computed all the time, and printed nothing
+        busy.observe(now, replace(QUIET, cpu_seconds=5000.0 + now))
+    assert busy.judge(300, ttl) is Verdict.GO_ON
+
+
 def test_a_short_time_to_live_is_not_all_warning() -> None:
     assert warning_lead(constants.TTL_MIN_S) == constants.TTL_MIN_S / 2
     assert warning_lead(constants.TTL_DEFAULT_S) == constants.TTL_WARNING_S

@@ -28,10 +28,13 @@ class Verdict(Enum):
 class Activity:
     """Follows one machine's status reports.
 
-    `idle` is for how long the session had been inactive at `now`, where that is known from an earlier server process.
+    `idle` is for how long the session had been inactive at `now`, where that is known from an earlier server process. What happened
+    while no server looked shows only in time (the machine may not answer at once, CPU use takes a minute to be seen): so whoever takes
+    a session up ends it no sooner than after the time of a warning.
     """
 
     def __init__(self, now: float, idle: float = 0.0) -> None:
+        self._begun = now
         self._last = now - max(0.0, idle)
         self._bytes: tuple[int, int] | None = None
         self._cpu: deque[tuple[float, float]] = deque()
@@ -60,12 +63,13 @@ class Activity:
         """Seconds of inactivity."""
         return max(0.0, now - self._last)
 
-    def judge(self, now: float, ttl: float) -> Verdict:
-        """What to do about a time to live of `ttl` seconds; WARN only once until the next activity."""
-        left = ttl - self.idle(now)
+    def judge(self, now: float, ttl: float, *, can_warn: bool = True) -> Verdict:
+        """What to do about a time to live of `ttl` seconds; WARN only once until the next activity, and only if somebody can be told."""
+        lead = warning_lead(ttl)
+        left = max(ttl - self.idle(now), self._begun + lead - now)
         if left <= 0:
             return Verdict.END
-        if left <= warning_lead(ttl) and not self._warned:
+        if left <= lead and can_warn and not self._warned:
             self._warned = True
             return Verdict.WARN
         return Verdict.GO_ON

@@ -138,7 +138,7 @@ class Supervision:
     async def _judge(self, control: Control | None) -> bool:
         """Whether the time is over; sends the warning before (at a warning, clients ring the bell)."""
         ttl = self._hold.session.ttl_sec
-        verdict = self._activity.judge(time.monotonic(), ttl)
+        verdict = self._activity.judge(time.monotonic(), ttl, can_warn=control is not None)
         if verdict is Verdict.WARN and control is not None:
             minutes = max(1, round(warning_lead(ttl) / 60))
             text = f"no activity: this session is saved and stopped in {minutes} min unless something happens"
