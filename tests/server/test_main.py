@@ -44,6 +44,17 @@ async def test_from_elsewhere_over_tls(short: Path, engine: ProcessEngine) -> No
         await asyncio.sleep(0.05)
 
 
+async def test_behind_a_proxy_that_adds_tls_pages_come_over_https(short: Path, engine: ProcessEngine) -> None:
+    async with a_server(short / "data", lambda *_: engine, insecure=True) as (server, _):
+        assert server.tcp is not None
+        host = f"127.0.0.1:{server.tcp[1]}"
+        async with aiohttp.ClientSession(headers={"Host": host}) as http:
+            for origin, status in ((f"https://{host}", 200), (f"http://{host}", 403)):
+                async with http.get(f"http://{host}/healthz", headers={"Origin": origin}) as answer:
+                    assert answer.status == status
+        await asyncio.sleep(0.05)
+
+
 async def test_a_certificate_that_is_none(short: Path) -> None:
     (short / "cert.pem").write_text("no")
     settings = Settings(short / "data", tls_cert=short / "cert.pem", tls_key=short / "cert.pem")

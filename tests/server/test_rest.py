@@ -16,7 +16,8 @@ from catty.constants import PACK_MAX_BYTES
 from catty.server.access import Door
 from catty.server.api import Api, make_application
 from catty.server.api import sessions as sessions_api
-from catty.server.db.access import new_token
+from catty.server.db.access import AccessStore, new_token
+from catty.server.files import DataDirectory
 from catty.server.main import Server, rotate_token
 from catty.workspace.model import digest
 from catty.workspace.packs import PackWriter
@@ -254,6 +255,25 @@ async def test_the_socket_is_for_its_user_alone(server: Server) -> None:
     for name in ("token", "server.key", "id"):
         assert os.stat(server.settings.data / name).st_mode & 0o077 == 0
     assert os.stat(server.settings.data).st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("where", [(AccessStore, "revoke"), (DataDirectory, "replace_token")])
+async def test_changing_the_token_may_be_cut_off_anywhere(
+    server: Server, rest: Rest, where: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token in the file is the only one that its owner has: it works at any time."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(*where, die)
+    with pytest.raises(Killed):
+        await rotate_token(server.settings)
+    token = (server.settings.data / "token").read_text().strip()
+    assert await Rest(rest.http, token)("GET", "/v1/sessions") == []
 
 
 async def test_a_new_token_replaces_the_old_one_at_once(server: Server, rest: Rest) -> None:

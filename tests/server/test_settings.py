@@ -32,6 +32,7 @@ def test_defaults() -> None:
         ["--data", "/d", "--listen", "0.0.0.0:4815"],
         ["--data", "/d", "--listen", ":4815"],
         ["--data", "/d", "--listen", "192.0.2.7:4815"],
+        ["--data", "/d", "--listen", "127.example.org:4815"],
         ["--data", "/d", "--listen", "4815"],
         ["--data", "/d", "--listen", "localhost:x"],
         ["--data", "/d", "--listen", "localhost:70000"],

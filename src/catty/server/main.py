@@ -137,7 +137,9 @@ async def serve(
         address = settings.address
         unix_door = Door("")
         tcp_door = Door(
-            address[0] if address else "localhost", host_names(settings.hosts, tls[1]), tls=tls[0] is not None
+            address[0] if address else "localhost",
+            host_names(settings.hosts, tls[1]),
+            tls=tls[0] is not None or settings.insecure,
         )
         api = Api(settings.data, context, keeper, access, unix_door, tcp_door)
         runner = web.AppRunner(
@@ -243,9 +245,10 @@ async def rotate_token(settings: Settings) -> str:
         access = AccessStore(database)
         user = await access.user(LOCAL_USER)
         token = new_token()
-        await access.revoke(user)
+        # In this order: whoever is killed in between leaves a file whose token works.
         await access.add_token(user, token)
         directory.replace_token(token)
+        await access.revoke(user, but=token)
     finally:
         await database.close()
     return token

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,12 @@ class Settings:
 
 def is_loopback(host: str) -> bool:
     """Whether `host` names this host's loopback."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, even one that begins with 127, may be anybody's
+        return False
 
 
 def documented() -> dict[str, str]:

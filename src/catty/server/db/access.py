@@ -93,9 +93,10 @@ class AccessStore:
         query = select(tokens.c.id).where(tokens.c.id.in_(ids), _valid())
         return frozenset(row.id for row in await self._database.execute(query))
 
-    async def revoke(self, user: str) -> None:
-        """End all tokens of `user`."""
-        query = update(tokens).where(tokens.c.user_id == user, tokens.c.revoked_at.is_(None))
+    async def revoke(self, user: str, *, but: str = "") -> None:
+        """End all tokens of `user`, or all `but` one."""
+        others = and_(tokens.c.user_id == user, tokens.c.hash != hash_token(but))
+        query = update(tokens).where(others, tokens.c.revoked_at.is_(None))
         await self._database.execute(query.values(revoked_at=time.time()))
 
 

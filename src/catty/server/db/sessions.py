@@ -289,8 +289,9 @@ class SessionStore:
         return await self.update(lease, **changes)
 
     async def bury(self, lease: Lease) -> Session:
-        """Delete: a tombstone is kept for a day. Raises LeaseLost."""
-        return await self.update(lease, tombstone=lease.session, request_id=None, lease_holder=None)
+        """Delete: a tombstone is kept for a day from now. Raises LeaseLost."""
+        now = time.time()
+        return await self.update(lease, tombstone=lease.session, request_id=None, lease_holder=None, stopped_at=now)
 
     # ----------------------------------------------------------------------------------------
 
