@@ -67,9 +67,7 @@ class Console:
         self.size: Size = (0, 0)  # none yet
         self.agent = agent
         self.exit_at: int | None = None  # end of the output of an agent that has exited
-        self.ending = (
-            False  # the session ends, and its agent with it: clients hear of the session's end, from the server
-        )
+        self.ending = False  # the agent ends with its session: clients hear of that from the server
         self._loop = asyncio.get_running_loop()
         self._pty: int | None = None
         self._reading = False
