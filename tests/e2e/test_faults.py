@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -98,8 +99,10 @@ def test_machine_fault_while_its_files_are_put_in_place(catty: Catty, host: Host
     big = grow(catty.project)
     making = make(catty)
     session = host.until(LABEL, reached("workspace"))
-    until(lambda: host.store("sessions/*/heads/000001"))  # all is there, and goes into the machine now
-    strike(host, what, session)
+    machine = host.init(session)
+    victim = machine if what == "machine" else host.runtime(session, what)
+    until(lambda: os.listdir(f"/proc/{machine}/root/workspace"))  # the files are being written
+    kill(victim)
     code, _, err = ends(making)
     if what == "machine":
         assert code == 6
