@@ -449,6 +449,30 @@ def test_disk_full_and_the_next_time_it_works(pair: Pair, monkeypatch: pytest.Mo
     assert (pair.here / "big").stat().st_size == 9 * BLOB_BYTES
 
 
+def test_holes_stay_holes(pair: Pair) -> None:
+    for name, size in (("ends", 5 * BLOB_BYTES), ("huge", 20 * BLOB_BYTES), ("small", BLOB_BYTES)):
+        with open(pair.there / name, "wb") as file:
+            file.write(b"begin" if name != "small" else b"")
+            file.truncate(size)
+    with open(pair.there / "huge", "ab") as file:
+        file.write(b"end")
+    pair.sync()
+    for name in ("ends", "huge", "small"):
+        assert (pair.here / name).read_bytes() == (pair.there / name).read_bytes()
+        assert (pair.here / name).stat().st_blocks * 512 <= 2 * BLOB_BYTES
+
+
+def test_what_has_no_room_is_not_begun(pair: Pair) -> None:
+    pair.save()
+    content = b"x" * BLOB_BYTES
+    huge = Entry(b"workspace/huge", Kind.FILE, size=BLOB_BYTES << 20, blobs=(digest(content),) * (1 << 20))
+    before = Manifest.from_bytes(pair.server.manifests[-1])
+    pair.server.manifests.append(Manifest.of([*before.entries.values(), huge]).to_bytes())
+    report = sync_once(pair.server, pair.target)  # fetching anything would raise: the server does not have it
+    assert report.left == [("huge", "No space left on device")]
+    assert not (pair.here / "huge").exists()
+
+
 def test_permission_denied_for_one_file_stops_no_other(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     (pair.there / "a").write_text("a2")
     (pair.there / "d/b").write_text("b2")

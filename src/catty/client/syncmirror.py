@@ -22,7 +22,7 @@ from catty.constants import BLOB_BYTES
 from catty.errors import HostileArchive
 from catty.workspace import atomic
 from catty.workspace.apply import TEMP_PREFIX, Applier, Staged, is_git_name, same
-from catty.workspace.chunks import open_file
+from catty.workspace.chunks import ZERO_BLOB, ZEROS, open_file
 from catty.workspace.model import WORKSPACE, Entry, Kind, digest
 from catty.workspace.scan import Scanner
 
@@ -141,7 +141,9 @@ class Mirror:
         return entry
 
     def content(self, name: bytes) -> bytes | None:
-        """The blob called `name`, if some local file still has it."""
+        """The blob called `name`, if some local file still has it, or it is a hole."""
+        if name == ZERO_BLOB:
+            return ZEROS
         path, number = self._where.get(name, (b"", 0))
         if not path:
             return None
@@ -224,6 +226,7 @@ class Mirror:
             if self._in_local_repository(step.path):
                 self._reports.trouble(step.path, "it would change a git repository of yours")
                 return None
+            self._check_space(step)
             try:
                 return self._stage(step)
             except FileNotFoundError:
@@ -260,6 +263,14 @@ class Mirror:
         """Remove a version that will not be complete."""
         with suppress(OSError), staged:
             pass
+
+    def _check_space(self, step: Step) -> None:
+        """What cannot fit shall not fill the disk first, again with every try. Holes need no room."""
+        blobs = step.remote.blobs if step.remote else ()
+        needed = (len(blobs) - 1 - blobs.count(ZERO_BLOB)) * BLOB_BYTES
+        disk = os.fstatvfs(self.root)
+        if needed > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), step.path)
 
     def _stage(self, step: Step) -> Staged:
         remote = step.remote

@@ -23,7 +23,7 @@ from typing import Final, Self
 
 from catty.errors import HostileArchive
 from catty.workspace import atomic
-from catty.workspace.chunks import read_file
+from catty.workspace.chunks import ZEROS, read_file
 from catty.workspace.model import Entry, Kind, check_path
 
 __all__ = ["TEMP_PREFIX", "Applier", "Keep", "Staged", "check_target", "is_git_name", "look", "plain_name", "same"]
@@ -219,6 +219,9 @@ class Staged:
         """Append to the content."""
         if self._descriptor is None:
             raise ValueError("no longer open for writing")
+        if data == ZEROS:  # a hole: a sparse file may be far larger than the disk
+            os.lseek(self._descriptor, len(data), os.SEEK_CUR)
+            return
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
@@ -306,6 +309,7 @@ class Staged:
             descriptor, self._descriptor = self._descriptor, None
             try:
                 if durable:
+                    os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))  # it may end in a hole
                     os.fsync(descriptor)  # a name that survives a power cut must have its content
             finally:
                 os.close(descriptor)

@@ -13,12 +13,12 @@ from catty.constants import BLOB_BYTES
 from catty.workspace.model import FILE_BLOBS_MAX, digest
 from catty.workspace.walk import Signature
 
-__all__ = ["TRIES", "ZERO_BLOB", "Content", "cut", "open_file", "read_file"]
+__all__ = ["TRIES", "ZEROS", "ZERO_BLOB", "Content", "cut", "open_file", "read_file"]
 
 TRIES: Final = 3  # then a file that keeps changing is taken as it is, and marked torn
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-_ZEROS: Final = bytes(BLOB_BYTES)
-ZERO_BLOB: Final = digest(_ZEROS)  # what holes in sparse files are made of
+ZEROS: Final = bytes(BLOB_BYTES)
+ZERO_BLOB: Final = digest(ZEROS)  # what holes in sparse files are made of
 
 
 class Content(NamedTuple):
@@ -52,7 +52,7 @@ def read_file(directory: int, name: bytes, take: Callable[[bytes, bytes], None])
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), name)
             blobs, size = [], 0
             for blob in cut(descriptor, before.size):
-                blobs.append(blob_name := ZERO_BLOB if blob is _ZEROS else digest(blob))
+                blobs.append(blob_name := ZERO_BLOB if blob is ZEROS else digest(blob))
                 size += len(blob)
                 take(blob_name, blob)
             after = Signature.of(os.fstat(descriptor))
@@ -69,10 +69,8 @@ def cut(descriptor: int, size: int) -> Iterator[bytes]:
     position = 0
     while position < size:
         length = min(BLOB_BYTES, size - position)
-        if length == BLOB_BYTES and _is_hole(descriptor, position):
-            blob = _ZEROS
-        else:
-            blob = _read(descriptor, position, length)
+        hole = length == BLOB_BYTES and _is_hole(descriptor, position)
+        blob = ZEROS if hole else _read(descriptor, position, length)
         if blob:
             yield blob
         if len(blob) < length:
