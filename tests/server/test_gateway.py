@@ -20,7 +20,7 @@ from catty.server.db.access import AccessStore
 from catty.server.db.engine import Database
 from catty.server.db.migrate import migrate
 from catty.server.db.sessions import Lease, Session, SessionStore
-from catty.server.front import Front
+from catty.server.front import Front, Guests
 from catty.server.gateway import BUFFER_BYTES, Gateway
 from catty.server.sessions.changes import Changes
 from catty.server.sessions.machines import Machines
@@ -131,7 +131,7 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
     active: list[str] = []
     async with Gateway(access, sessions, machines, active.append) as gateway:
         server = await asyncio.get_running_loop().create_server(
-            lambda: Front(Door("127.0.0.1"), asyncio.Protocol, gateway.serve, set()), "127.0.0.1", 0, ssl=server_tls
+            lambda: Front(Door("127.0.0.1"), asyncio.Protocol, gateway.serve, Guests()), "127.0.0.1", 0, ssl=server_tls
         )
         port = server.sockets[0].getsockname()[1]
         world = World(engine, sessions, access, session, lease, gateway, port, active, tls=client_tls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -20,7 +21,7 @@ from catty.server.main import main, serve
 from catty.server.settings import Settings
 from server.certificate import make_certificate
 from server.process_engine import ProcessEngine
-from server.support import a_server
+from server.support import a_server, eventually
 
 
 async def test_from_elsewhere_over_tls(short: Path, engine: ProcessEngine) -> None:
@@ -61,6 +62,41 @@ async def test_a_certificate_that_is_none(short: Path) -> None:
     with pytest.raises(UsageError, match="certificate"):
         async with serve(settings):
             pass
+
+
+async def test_a_crowd_on_tcp_leaves_room_for_the_owner(
+    short: Path, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catty.server.main._descriptors", lambda: 10)
+    async with a_server(short / "data", lambda *_: engine) as (server, rest):
+        assert server.tcp is not None
+        crowd = [await asyncio.open_connection(*server.tcp) for _ in range(5)]
+        for reader, writer in crowd[2:]:  # some are idle at once, some after an answer
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        reader, writer = await asyncio.open_connection(*server.tcp)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        assert await rest("GET", "/v1/sessions") == []
+        for _, writer in crowd:
+            writer.close()
+
+        async def room() -> bool:
+            async with aiohttp.ClientSession() as http:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with http.get(f"http://127.0.0.1:{server.tcp[1]}/healthz") as answer:
+                        return answer.status == 200
+            return False
+
+        await eventually(room)
+        await asyncio.sleep(0.05)
+
+
+def test_the_server_takes_the_descriptors_that_it_may_have() -> None:
+    code = "import resource, catty.server.main as m; m._allow_descriptors(); print(m._descriptors())"
+    script = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128)); {code}"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"128\n"
 
 
 async def test_a_port_that_is_taken(short: Path, engine: ProcessEngine) -> None:

@@ -7,10 +7,13 @@ connection itself. So one port serves both, and nothing of aiohttp's stands betw
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import socket
 import struct
+import time
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -19,9 +22,10 @@ from catty.server.access import Door
 from catty.server.gateway import refuse
 from catty.server.heads import END, HEAD_MAX_BYTES
 
-__all__ = ["Front"]
+__all__ = ["Front", "Guests"]
 
 HEAD_S: Final = 10.0  # an honest client sends its head at once
+_COUNT_S: Final = 0.5  # a full house is counted no more often
 _REST_MAX_BYTES: Final = 16 << 10
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -31,14 +35,43 @@ Upgrade = Callable[[asyncio.Transport, bytes, bytearray, Door], asyncio.Task[Non
 cancelled when the client leaves."""
 
 
-class Front(asyncio.Protocol):
-    """`web` makes a protocol for plain HTTP; `upgrade` takes the rest. `waiting` holds the connections that have sent no head yet."""
+class Guests:
+    """The connections of one listener, at most `most` at a time: anybody may make some, and descriptors are needed for other things too."""
 
-    def __init__(
-        self, door: Door, web: Callable[[], asyncio.Protocol], upgrade: Upgrade, waiting: set[asyncio.Transport]
-    ) -> None:
+    def __init__(self, most: float = math.inf) -> None:
+        self._most = most
+        self._all: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._counted = -math.inf
+        self._waiting: set[asyncio.Transport] = set()
+
+    def enter(self, transport: asyncio.Transport) -> bool:
+        """Take in a connection that has sent no head yet, if there is room."""
+        now = time.monotonic()
+        if len(self._all) >= self._most and now - self._counted >= _COUNT_S:
+            self._counted = now
+            self._all = weakref.WeakSet(known for known in self._all if not known.is_closing())
+        if len(self._all) >= self._most:
+            return False
+        self._all.add(transport)
+        self._waiting.add(transport)
+        return True
+
+    def has_spoken(self, transport: asyncio.Transport) -> None:
+        """Its head has come, or it has gone."""
+        self._waiting.discard(transport)
+
+    def abort_waiting(self) -> None:
+        """Drop those that have sent no head."""
+        for transport in list(self._waiting):
+            transport.abort()
+
+
+class Front(asyncio.Protocol):
+    """`web` makes a protocol for plain HTTP; `upgrade` takes the rest."""
+
+    def __init__(self, door: Door, web: Callable[[], asyncio.Protocol], upgrade: Upgrade, guests: Guests) -> None:
         self._door = door
-        self._waiting = waiting
+        self._guests = guests
         self._web = web
         self._upgrade = upgrade
         self._head, self._rest = bytearray(), bytearray()
@@ -50,11 +83,11 @@ class Front(asyncio.Protocol):
         """See asyncio. On a Unix socket only this user and root get in."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # for mypy
         self._transport = transport
-        if not self._door.listen and not _trusted(transport.get_extra_info("socket")):
+        trusted = bool(self._door.listen) or _trusted(transport.get_extra_info("socket"))
+        if not trusted or not self._guests.enter(transport):
             transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(HEAD_S, transport.abort)
-        self._waiting.add(transport)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
@@ -94,7 +127,7 @@ class Front(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
-            self._waiting.discard(self._transport)
+            self._guests.has_spoken(self._transport)
 
 
 def _trusted(sock: socket.socket) -> bool:

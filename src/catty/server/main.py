@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ from typing import Final
 from aiohttp import web
 
 from catty import __version__
+from catty.constants import NOFILE_LIMIT
 from catty.engines.base import Engine
 from catty.engines.ca import host_ca_bundle
 from catty.errors import CattyError, ServerStartFailed, UsageError
@@ -31,7 +33,7 @@ from catty.server.db.engine import Database
 from catty.server.db.migrate import migrate
 from catty.server.db.sessions import SessionStore
 from catty.server.files import DataDirectory
-from catty.server.front import Front
+from catty.server.front import Front, Guests
 from catty.server.gateway import Gateway
 from catty.server.keeper import Keeper
 from catty.server.sessions.changes import Changes
@@ -48,6 +50,7 @@ _KEEPALIVE_S: Final = 60.0  # also what a later request on a connection has for 
 _BACKLOG: Final = 512
 _SHUTDOWN_S: Final = 2.0  # for requests under way; a long poll is cut off
 _TLS_HANDSHAKE_S: Final = 10.0
+_TCP_SHARE: Final = 0.5  # of the descriptors; the rest is for the owner's socket, machines, files
 
 OpenEngine = Callable[[Path, str], Engine]
 """Opens the engine; called with the data directory and the installation's name."""
@@ -81,6 +84,7 @@ def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Sessions go on running. Raises ServerStartFailed, UsageError."""
     DataDirectory(settings.data)
     log.set_up(settings.data / "server.log" if settings.embedded else None)
+    _allow_descriptors()
     try:
         asyncio.run(_run(settings))
     except CattyError as error:
@@ -150,20 +154,27 @@ async def serve(
         handlers = runner.server
         assert handlers is not None  # noqa: S101  # after setup()
 
-        waiting: set[asyncio.Transport] = set()
-        stack.callback(_abort, waiting)
+        def front(door: Door, guests: Guests) -> Callable[[], Front]:
+            stack.callback(guests.abort_waiting)
+            return lambda: Front(door, handlers, gateway.serve, guests)
 
-        def front(door: Door) -> Callable[[], Front]:
-            return lambda: Front(door, handlers, gateway.serve, waiting)
-
-        await _listen_unix(stack, settings.socket_path, front(unix_door))
-        tcp = await _listen_tcp(stack, settings, front(tcp_door), tls[0]) if address else None
+        await _listen_unix(stack, settings.socket_path, front(unix_door, Guests()))
+        tcp_guests = Guests(_descriptors() * _TCP_SHARE)
+        tcp = await _listen_tcp(stack, settings, front(tcp_door, tcp_guests), tls[0]) if address else None
         yield Server(settings, token, tcp, context, keeper, gateway, access, database)
 
 
-def _abort(transports: set[asyncio.Transport]) -> None:
-    for transport in list(transports):
-        transport.abort()
+def _descriptors() -> int:
+    """How many this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _allow_descriptors() -> None:
+    """As many as may be had without asking: many systems give 1024 for a start."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = NOFILE_LIMIT if hard == resource.RLIM_INFINITY else min(hard, NOFILE_LIMIT)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open_engine(data: Path, installation: str) -> Engine:
