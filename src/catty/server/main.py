@@ -47,7 +47,7 @@ __all__ = ["Server", "main", "rotate_token", "run", "serve"]
 
 _LOG: Final = logging.getLogger(__name__)
 _KEEPALIVE_S: Final = 60.0  # also what a later request on a connection has for its head
-_BACKLOG: Final = 512
+_BACKLOG: Final = 128  # asyncio accepts as many at once, before any can be turned away
 _SHUTDOWN_S: Final = 2.0  # for requests under way; a long poll is cut off
 _TLS_HANDSHAKE_S: Final = 10.0
 _TCP_SHARE: Final = 0.5  # of the descriptors; the rest is for the owner's socket, machines, files
