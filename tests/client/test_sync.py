@@ -343,6 +343,22 @@ def test_config_that_runs_code_needs_a_flag(pair: Pair) -> None:
     assert {".envrc", ".vscode/tasks.json"} <= pair.files().keys()
 
 
+def test_a_machine_never_writes_to_cattys_own_directory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CATTY_HOME", str(pair.here / ".catty"))
+    (pair.here / ".catty").mkdir()
+    (pair.here / ".catty/config.toml").write_text("mine")
+    for name in (".catty", ".Catty"):
+        (pair.there / name).mkdir()
+        for file in ("config.toml", "credentials.json"):
+            (pair.there / name / file).write_text("theirs")
+    assert pair.sync(delete=True).nothing
+    assert pair.files() == {"a": "a1", "d/b": "b1", ".catty/config.toml": "mine"}
+    (pair.there / "new").write_text("theirs")
+    monkeypatch.setenv("CATTY_HOME", str(pair.here))
+    assert pair.sync().nothing
+    assert not (pair.here / "new").exists()
+
+
 def test_symlinks_that_lead_out_are_not_made_and_none_is_followed(pair: Pair, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

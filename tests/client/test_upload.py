@@ -411,3 +411,25 @@ def test_sizes_for_people() -> None:
         "1.0 GiB",
         "5120.0 GiB",
     ]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_cattys_own_directory_stays_whatever_the_rules_say(
+    server: MemoryServer, project: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    own = project / "deep/.catty"
+    (project / "elsewhere" if linked else own).mkdir(parents=True)
+    if linked:
+        (project / "deep").mkdir()
+        own.symlink_to("../elsewhere")
+    (own / "secrets.key").write_text("key")
+    (project / "deep/.catty-not").write_text("x")
+    (project / ".gitignore").write_text("!.catty\n!secrets.key\n")
+    git(project, "init", "-q")
+    git(project, "add", "-f", ".")
+    monkeypatch.setenv("CATTY_HOME", str(own))
+    uploaded = upload(server, project, git=False)
+    assert paths(uploaded) == {".gitignore", "deep", "deep/.catty-not"}
+    monkeypatch.chdir(own)
+    with pytest.raises(UsageError, match="secrets"):
+        prepare(own)

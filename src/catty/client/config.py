@@ -19,7 +19,17 @@ from urllib.parse import urlsplit
 
 from catty.errors import UsageError
 
-__all__ = ["Home", "Server", "forget_credentials", "home", "read_json", "server", "store_credentials", "write_private"]
+__all__ = [
+    "Home",
+    "Server",
+    "forget_credentials",
+    "home",
+    "own_places",
+    "read_json",
+    "server",
+    "store_credentials",
+    "write_private",
+]
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -113,11 +123,23 @@ class Server:
         return "the embedded server" if self.embedded else self.url
 
 
+def _root() -> Path:
+    return Path(os.environ.get("CATTY_HOME") or Path.home() / ".catty").absolute()
+
+
 def home() -> Home:
     """The user's `~/.catty`, made if it is not there."""
-    root = Path(os.environ.get("CATTY_HOME") or Path.home() / ".catty").absolute()
+    root = _root()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Home(root)
+
+
+def own_places(directory: bytes) -> frozenset[bytes]:
+    """Where in `directory` (absolute) `~/.catty` lies, with the user's secrets and keys: paths relative to it, b"." for itself."""
+    root, top = os.fsencode(_root()), os.path.realpath(directory)
+    places = os.path.realpath(root), os.path.join(os.path.realpath(os.path.dirname(root)), os.path.basename(root))
+    relative = {os.path.relpath(place, top) for place in places}
+    return frozenset(place for place in relative if place.split(b"/")[0] != b"..")
 
 
 def server(at: Home, api: str | None) -> Server:

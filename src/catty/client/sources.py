@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from catty.client.config import own_places
 from catty.client.gitrules import gather
 from catty.constants import UPLOAD_LARGEST_SHOWN
 from catty.errors import UploadTooLarge, UsageError
@@ -51,12 +52,15 @@ def find(directory: bytes, *, git: bool, limit: int) -> Sources:
     directory = os.path.realpath(directory)
     if not os.path.isdir(directory):
         raise UsageError(f"'{os.fsdecode(directory)}' is no directory", hint="Name a directory that is there.")
+    own = own_places(directory)
+    if b"." in own:
+        raise UsageError(f"'{os.fsdecode(directory)}' is where Catty keeps your secrets", hint="Start elsewhere.")
     found = gather(directory)
     rules = found.rules()
 
     def exclude(path: bytes, is_dir: bool) -> bool:
         names = path.split(b"/")
-        if names[-1].startswith(TEMP_PREFIX):
+        if names[-1].startswith(TEMP_PREFIX) or path in own:
             return True
         if _GIT in names:
             inner = b"/".join(names[names.index(_GIT) + 1 :])

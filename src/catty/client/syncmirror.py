@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
+from catty.client.config import own_places
 from catty.client.gitrules import DirectoryRules, gather
 from catty.client.syncplan import GIT_MARKS, Do, Plan, Scope, Step, conflict_name, decide, git_directories, plan
 from catty.client.syncstate import Intent, SyncState
@@ -73,6 +74,7 @@ class Mirror:
         self.gathered: DirectoryRules = gather(self._directory)
         self._rules = self._remote_rules = self.gathered.rules()
         self._git_dirs: set[bytes] = set()
+        self._own = own_places(self._directory)
         self._leftovers: list[bytes] = []
         trash.sweep()
 
@@ -111,7 +113,7 @@ class Mirror:
         if name.startswith(TEMP_PREFIX):
             self._leftovers.append(path)
             return True
-        return is_git_name(name) or self._rules.match(path, is_dir)
+        return is_git_name(name) or path in self._own or self._rules.match(path, is_dir)
 
     def _understand(self, intent: Intent) -> None:
         """Done before the end, or not? Only what was done is recorded; the rest is planned again."""
@@ -187,7 +189,7 @@ class Mirror:
             with suppress(HostileArchive, OSError):
                 self._look(path)
         rules = (self._rules.match, self._remote_rules.match)
-        scope = Scope(rules, config=self._config, git_dirs=self._git_dirs)
+        scope = Scope(rules, config=self._config, git_dirs=self._git_dirs, own=self._own)
         return plan((*base, *remote) if paths is None else paths, base, self.local, remote, scope)
 
     # ------------------------------------------------------------------------------------------ do

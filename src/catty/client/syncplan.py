@@ -175,11 +175,13 @@ class Scope:
         *,
         config: bool = False,
         git_dirs: Iterable[bytes] = (),
+        own: Iterable[bytes] = (),
     ) -> None:
-        """`config`: also what runs code when a tool merely opens the directory (--sync-config)."""
+        """`config`: also what runs code when a tool merely opens the directory (--sync-config). `own`: where `~/.catty` lies in it."""
         self._rules = tuple(rules)
         self._config = config
         self._git_dirs = frozenset(git_dirs)
+        self._own = tuple(_plain(path) for path in own)
 
     def reason(self, path: bytes, is_dir: bool, remote: Entry | None) -> str | None:
         """None: it is synced. "": it is not, as nobody would expect otherwise. Else why not, for the user."""
@@ -188,11 +190,11 @@ class Scope:
         except HostileArchive:
             git = any(plain_name(name) == ".git" for name in path.split(b"/"))
             return "" if git else "its name is not safe here"
-        if path == UPLOADS_DIR.encode() or path.startswith(UPLOADS_DIR.encode() + b"/") or self._in_git_dir(path):
+        plain = _plain(path)
+        if _is_below(path, (UPLOADS_DIR.encode(),)) or _is_below(plain, self._own) or self._in_git_dir(path):
             return ""
         if any(rule(path, is_dir) for rule in self._rules):
             return ""
-        plain = b"/".join(plain_name(name).encode("utf-8", "surrogateescape") for name in path.split(b"/"))
         if not self._config and (self._CONFIG.match(path, is_dir) or self._CONFIG.match(plain, is_dir)):
             return "it may run code when a tool opens it; --sync-config syncs it"
         if remote is not None and remote.kind is Kind.SYMLINK and not stays_inside(path, remote.target):
@@ -207,6 +209,15 @@ class Scope:
                 return True
             path = path.rpartition(b"/")[0]
         return False
+
+
+def _plain(path: bytes) -> bytes:
+    return b"/".join(plain_name(name).encode("utf-8", "surrogateescape") for name in path.split(b"/"))
+
+
+def _is_below(path: bytes, directories: Iterable[bytes]) -> bool:
+    """Whether `path` is one of them, or lies in one (b"" = the top)."""
+    return any(not directory or path == directory or path.startswith(directory + b"/") for directory in directories)
 
 
 def stays_inside(path: bytes, target: bytes) -> bool:
