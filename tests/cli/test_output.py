@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from catty.cli.output import Steps, age, size, table
+from catty.cli.output import Steps, age, note, print_error, size, table
 from catty.cli.types import DURATION, MEMORY, SIZE, environment
 from catty.errors import CattyError, InvalidDuration
 
@@ -82,3 +82,21 @@ def test_steps_rewrite_a_line_on_a_terminal_and_are_lines_elsewhere() -> None:
     assert live.getvalue().count("\n") == 1
     assert live.getvalue().endswith("\r\x1b[Kresult\n")
     assert "50%" in live.getvalue()
+
+
+def test_nothing_that_is_printed_commands_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b]0;t\x07\x9b31m\r\n\u202eb\udcff"
+    print_error(CattyError(evil, hint=evil))
+    note(evil)
+    steps = Steps()
+    steps.say(evil)
+    steps.done(evil)
+    print(table([evil], [[evil]]))
+    captured = capsys.readouterr()
+    assert all(letter.isprintable() for line in (captured.out + captured.err).split("\n") for letter in line)
+    assert captured.err.splitlines() == [
+        "error: a?]0;t??31m???b? [error]",
+        "  → a?]0;t??31m???b?",
+        "note: a?]0;t??31m???b?",
+        *["a?]0;t??31m???b?"] * 2,
+    ]

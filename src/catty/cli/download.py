@@ -9,6 +9,7 @@ import click
 
 from catty.cli.context import Cli, complete_labels, pass_cli
 from catty.cli.output import Steps, note, size
+from catty.client.text import printable
 
 if TYPE_CHECKING:
     from catty.client.upload import Progress
@@ -49,4 +50,4 @@ def download(cli: Cli, /, *, label: str, path: Path | None, form: str, snapshot:
     steps.clear()
     for line in done.notes:
         note(line)
-    print(f"{done.destination}: {done.files} files, {size(done.size)}")
+    print(f"{printable(str(done.destination))}: {done.files} files, {size(done.size)}")

@@ -1,4 +1,4 @@
-"""How commands print: errors, tables, ages, JSON, progress."""
+"""How commands print: errors, tables, ages, JSON, progress. Whatever it is told, the terminal gets nothing to obey."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
+from catty.client.text import printable
 from catty.errors import CattyError
 
 __all__ = ["Steps", "age", "confirm", "note", "print_error", "print_json", "size", "table"]
@@ -19,14 +20,14 @@ _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 
 def print_error(error: CattyError) -> None:
     """`error: message [code]` and, on a line of its own, what to do."""
-    print(f"error: {error.message} [{error.code}]", file=sys.stderr)
+    print(printable(f"error: {error.message} [{error.code}]"), file=sys.stderr)
     if error.hint:
-        print(f"  → {error.hint}", file=sys.stderr)
+        print(f"  → {printable(error.hint)}", file=sys.stderr)
 
 
 def note(text: str) -> None:
     """A remark beside the result, so on standard error."""
-    print(f"note: {text}", file=sys.stderr)
+    print(printable(f"note: {text}"), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -58,7 +59,7 @@ def size(count: float) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell."""
-    cells = [list(head), *map(list, rows)]
+    cells = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
     return "\n".join(lines)
@@ -82,6 +83,7 @@ class Steps:
 
     def say(self, text: str) -> None:
         """Show this step."""
+        text = printable(text)
         if text == self._shown:
             return
         if self._live:
@@ -115,4 +117,4 @@ class Steps:
     def done(self, text: str) -> None:
         """Replace the line by a result that stays."""
         self.clear()
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from catty.client.sources import human_size, printable
+from catty.client.sources import human_size
+from catty.client.text import printable
 from catty.client.trash import Trash, remove_tree
 from catty.client.upload import Progress
 from catty.constants import BLOB_BYTES

@@ -18,7 +18,7 @@ from catty.workspace.gitdir import Graft, borrowed_objects, is_transient, pointe
 from catty.workspace.model import WORKSPACE, Kind
 from catty.workspace.walk import walk
 
-__all__ = ["Sources", "Tree", "find", "human_size", "printable"]
+__all__ = ["Sources", "Tree", "find", "human_size"]
 
 _GIT: Final = b".git"
 _ALTERNATES: Final = b"objects/info/alternates"
@@ -172,9 +172,3 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
-
-
-def printable(text: bytes | str) -> str:
-    """Fit for a terminal: what is not printable (names come from a machine) becomes `?`."""
-    text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

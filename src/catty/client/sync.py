@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from catty.client.download import Server, fetch, newest
-from catty.client.sources import printable
 from catty.client.syncback import Target
 from catty.client.syncmirror import Mirror
 from catty.client.syncplan import Do, Plan, Step
 from catty.client.syncstate import DirectoryLock, SyncState
 from catty.client.syncwork import carry_out, learn_rules
+from catty.client.text import printable
 from catty.constants import SAVE_EXCLUDES
 from catty.errors import CannotWrite
 from catty.workspace.ignore import Rules, Source

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Final
 
 from catty.client.debug import debug
-from catty.client.sources import printable
 from catty.client.synclink import Link, Socket
 from catty.client.syncmirror import GITIGNORE, Mirror
 from catty.client.syncplan import Brake, Do, Plan, Step
 from catty.client.syncstate import DirectoryLock, SyncState, read_pause, state_path
 from catty.client.syncwork import carry_out, learn_rules
+from catty.client.text import printable
 from catty.client.trash import Trash
 from catty.constants import RECONNECT_FIRST_S, RECONNECT_MAX_S
 from catty.errors import CattyError, SyncLocked
