@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from catty.cli.main import main
+from catty.cli.main import program
 
-raise SystemExit(main())
+program()

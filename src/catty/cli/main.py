@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -17,7 +18,7 @@ from catty.cli.context import Cli
 from catty.cli.output import print_error
 from catty.errors import CattyError, InternalError, UsageError
 
-__all__ = ["COMPLETE_VARIABLE", "cli", "main"]
+__all__ = ["COMPLETE_VARIABLE", "cli", "main", "program"]
 
 COMPLETE_VARIABLE: Final = "_CATTY_COMPLETE"  # how the scripts of `catty completion` ask
 INTERRUPTED: Final = 130
@@ -141,6 +142,19 @@ def main(args: Sequence[str] | None = None) -> int:
         print_error(InternalError(what=f"{type(error).__name__}: {error}".split("\n")[0]))
         code = InternalError.exit_code
     return code
+
+
+def program() -> NoReturn:
+    """`main`, and the end of the process."""
+    code = main()
+    if "threading" in sys.modules and sys.modules["threading"].active_count() > 1:
+        # A sync-back that does not end in time, a read of standard input: the interpreter would end these threads inside native
+        # code, which may crash. All that they write stands a sudden end.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
