@@ -33,16 +33,6 @@ def every_command() -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("words", every_command(), ids=" ".join)
-def test_a_thread_that_does_not_end_keeps_nobody() -> None:
-    script = (
-        "import sys, threading; from catty.cli.main import program; sys.argv[1:] = ['completion', 'bash'];"
-        "threading.Thread(target=threading.Event().wait).start(); program()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=False)
-    assert done.returncode == 0
-    assert b"_catty_completion" in done.stdout
-
-
 def test_every_command_has_help_with_an_example(run: Run, words: tuple[str, ...]) -> None:
     ran = run(*words, "-h")
     assert ran.code == 0
@@ -165,3 +155,13 @@ def test_completion_scripts(run: Run, shell: str) -> None:
     ran = run("completion", shell)
     assert ran.code == 0
     assert "_CATTY_COMPLETE" in ran.out
+
+
+def test_a_thread_that_does_not_end_keeps_nobody() -> None:
+    script = (
+        "import sys, threading; from catty.cli.main import program; sys.argv[1:] = ['completion', 'bash'];"
+        "threading.Thread(target=threading.Event().wait).start(); program()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0
+    assert b"_catty_completion" in done.stdout
