@@ -73,5 +73,6 @@ RESERVED_NAMES: Final = frozenset({"PATH", "HOME", "USER", "SHELL", "PWD"})
 RESERVED_PREFIXES: Final = ("LD_", "CATTY_")
 
 # --- server
+SUN_PATH_MAX: Final = 100  # bytes; the kernel's limit for a Unix socket's path is 108 with the final NUL, on macOS 104
 TCP_PORT: Final = 4815  # 127.0.0.1, for browsers and other clients
 STOP_GRACE_S: Final = 10  # the agent's time to end after SIGTERM

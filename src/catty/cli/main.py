@@ -16,7 +16,7 @@ import click
 from catty import __version__
 from catty.cli.context import Cli
 from catty.cli.output import print_error
-from catty.errors import CattyError, InternalError, UsageError
+from catty.errors import CattyError, FilesFailed, InternalError, UsageError
 
 __all__ = ["COMPLETE_VARIABLE", "cli", "main", "program"]
 
@@ -139,9 +139,17 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print_error(InternalError(what=f"{type(error).__name__}: {error}".split("\n")[0]))
-        code = InternalError.exit_code
+        failed = _failed(error)
+        print_error(failed)
+        code = failed.exit_code
     return code
+
+
+def _failed(error: Exception) -> CattyError:
+    """What nobody foresaw: a full or closed disk is the user's to mend, all else is ours."""
+    if isinstance(error, OSError) and error.strerror:
+        return FilesFailed(what=error.filename or "input or output", reason=error.strerror.lower())
+    return InternalError(what=f"{type(error).__name__}: {error}".split("\n")[0])
 
 
 def program() -> NoReturn:

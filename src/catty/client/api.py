@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from catty import __version__
 from catty.client.config import Server
 from catty.client.debug import debug
+from catty.constants import SUN_PATH_MAX
 from catty.errors import CattyError, CertificateUntrusted, NotLoggedIn, RemoteError, ServerUnreachable, from_json
 
 __all__ = ["Api", "unix_socket"]
@@ -29,7 +30,6 @@ RETRY_EMBEDDED_S: Final = 10.0  # a restart takes about one
 RETRY_ELSEWHERE_S: Final = 2.0  # a wrong address should be told soon
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_MAX_S: Final = 0.5
-_SUN_PATH_MAX: Final = 100
 _DIGEST_BYTES: Final = 32
 
 _Failure = (OSError, http.client.HTTPException)
@@ -267,7 +267,7 @@ def unix_socket(path: str, timeout: float | None) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
-        if len(os.fsencode(path)) <= _SUN_PATH_MAX or not hasattr(os, "O_PATH"):
+        if len(os.fsencode(path)) <= SUN_PATH_MAX or not hasattr(os, "O_PATH"):
             sock.connect(path)
         else:
             directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)

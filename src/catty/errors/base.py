@@ -34,6 +34,13 @@ class InternalError(CattyError):
     hint = "This is a mistake in catty. Run it again with CATTY_DEBUG=1 and report what ~/.catty/debug.log says."
 
 
+class FilesFailed(CattyError):
+    """{what}: {reason}"""
+
+    code = "files-failed"
+    hint = "Look at the space on that disk (`df`), and whether you may write there."
+
+
 class RemoteError(CattyError):
     """{message}"""
 

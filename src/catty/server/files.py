@@ -56,7 +56,11 @@ class DataDirectory:
 
     def key(self) -> bytes:
         """The secret from which machines' tokens are derived: 32 bytes."""
-        return bytes.fromhex(self._once("server.key", lambda: secrets.token_hex(_KEY_BYTES)))
+        text = self._once("server.key", lambda: secrets.token_hex(_KEY_BYTES))
+        try:
+            return bytes.fromhex(text)
+        except ValueError:
+            raise self._damaged("server.key") from None
 
     def installation(self) -> str:
         """A name for all servers that share this one's key: 32 hex digits. It outlives the database, so a new one finds the machines."""
@@ -76,11 +80,18 @@ class DataDirectory:
 
     def _once(self, name: str, make: Callable[[], str]) -> str:
         path = self.root / name
-        with contextlib.suppress(FileNotFoundError):
-            return path.read_text("ascii").strip()
-        with contextlib.suppress(FileExistsError):
-            self._write(name, make(), replace=False)
-        return path.read_text("ascii").strip()
+        if not path.exists():
+            with contextlib.suppress(FileExistsError):
+                self._write(name, make(), replace=False)
+        if text := path.read_text("ascii", "replace").strip():
+            return text
+        raise self._damaged(name)
+
+    def _damaged(self, name: str) -> ServerStartFailed:
+        return ServerStartFailed(
+            reason=f"{self.root / name} is damaged",
+            hint="Bring it back from a backup. Without server.key, machines that still run are lost to this server.",
+        )
 
     def _write(self, name: str, text: str, *, replace: bool) -> None:
         """Whole or not at all, also over a power cut."""

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from sqlalchemy.exc import SQLAlchemyError
 
 from catty import __version__
-from catty.constants import NOFILE_LIMIT
+from catty.constants import NOFILE_LIMIT, SUN_PATH_MAX
 from catty.engines.base import Engine
 from catty.engines.ca import host_ca_bundle
 from catty.errors import CattyError, ServerStartFailed, UsageError
@@ -82,8 +83,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Sessions go on running. Raises ServerStartFailed, UsageError."""
-    DataDirectory(settings.data)
-    log.set_up(settings.data / "server.log" if settings.embedded else None)
+    with _explained():
+        DataDirectory(settings.data)
+        log.set_up(settings.data / "server.log" if settings.embedded else None)
     _allow_descriptors()
     try:
         asyncio.run(_run(settings))
@@ -108,60 +110,79 @@ async def serve(
 ) -> AsyncIterator[Server]:
     """A server for the length of the context. Raises ServerStartFailed, UsageError."""
     async with contextlib.AsyncExitStack() as stack:
-        directory = DataDirectory(settings.data)
-        await asyncio.to_thread(directory.lock)
-        stack.callback(directory.unlock)
-        tls = _tls(settings)
+        with _explained():
+            server = await _open(stack, settings, open_engine or _open_engine, timing or Timing())
+        yield server
 
-        database = Database(settings.database_url)
-        stack.push_async_callback(database.close)
-        await migrate(database)
-        access = AccessStore(database)
-        installation = await access.installation(directory.installation())
-        token = directory.token(new_token)
-        await access.add_token(await access.user(LOCAL_USER), token)
 
-        timing = timing or Timing()
-        opener = functools.partial(open_engine or _open_engine, settings.data, installation)
-        machines = Machines(opener, directory.key(), timing, used=(settings.data / "engine").is_dir())
-        stack.push_async_callback(machines.close)
-        workspaces = Workspaces(settings.data, machines, timing.boot)
-        stack.callback(workspaces.close)
-        context = Context(
-            sessions=SessionStore(database, directory.name(), Changes()),
-            machines=machines,
-            workspaces=workspaces,
-            image=lambda: settings.image or current_image(),
-            ca_bundle=settings.ca_bundle or host_ca_bundle(),
-            timing=timing,
-        )
-        keeper = await stack.enter_async_context(Keeper(context))
-        gateway = await stack.enter_async_context(Gateway(access, context.sessions, machines, keeper.active))
+async def _open(
+    stack: contextlib.AsyncExitStack, settings: Settings, open_engine: OpenEngine, timing: Timing
+) -> Server:
+    directory = DataDirectory(settings.data)
+    await asyncio.to_thread(directory.lock)
+    stack.callback(directory.unlock)
+    tls = _tls(settings)
 
-        address = settings.address
-        unix_door = Door("")
-        tcp_door = Door(
-            address[0] if address else "localhost",
-            host_names(settings.hosts, tls[1]),
-            tls=tls[0] is not None or settings.insecure,
-        )
-        api = Api(settings.data, context, keeper, access, unix_door, tcp_door)
-        runner = web.AppRunner(
-            make_application(api), access_log=None, keepalive_timeout=_KEEPALIVE_S, shutdown_timeout=_SHUTDOWN_S
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        handlers = runner.server
-        assert handlers is not None  # noqa: S101  # after setup()
+    database = Database(settings.database_url)
+    stack.push_async_callback(database.close)
+    await migrate(database)
+    access = AccessStore(database)
+    installation = await access.installation(directory.installation())
+    token = directory.token(new_token)
+    await access.add_token(await access.user(LOCAL_USER), token)
 
-        def front(door: Door, guests: Guests) -> Callable[[], Front]:
-            stack.callback(guests.abort_waiting)
-            return lambda: Front(door, handlers, gateway.serve, guests)
+    opener = functools.partial(open_engine, settings.data, installation)
+    machines = Machines(opener, directory.key(), timing, used=(settings.data / "engine").is_dir())
+    stack.push_async_callback(machines.close)
+    workspaces = Workspaces(settings.data, machines, timing.boot)
+    stack.callback(workspaces.close)
+    context = Context(
+        sessions=SessionStore(database, directory.name(), Changes()),
+        machines=machines,
+        workspaces=workspaces,
+        image=lambda: settings.image or current_image(),
+        ca_bundle=settings.ca_bundle or host_ca_bundle(),
+        timing=timing,
+    )
+    keeper = await stack.enter_async_context(Keeper(context))
+    gateway = await stack.enter_async_context(Gateway(access, context.sessions, machines, keeper.active))
 
-        await _listen_unix(stack, settings.socket_path, front(unix_door, Guests()))
-        tcp_guests = Guests(_descriptors() * _TCP_SHARE)
-        tcp = await _listen_tcp(stack, settings, front(tcp_door, tcp_guests), tls[0]) if address else None
-        yield Server(settings, token, tcp, context, keeper, gateway, access, database)
+    address = settings.address
+    unix_door = Door("")
+    tcp_door = Door(
+        address[0] if address else "localhost",
+        host_names(settings.hosts, tls[1]),
+        tls=tls[0] is not None or settings.insecure,
+    )
+    api = Api(settings.data, context, keeper, access, unix_door, tcp_door)
+    runner = web.AppRunner(
+        make_application(api), access_log=None, keepalive_timeout=_KEEPALIVE_S, shutdown_timeout=_SHUTDOWN_S
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    handlers = runner.server
+    assert handlers is not None  # noqa: S101  # after setup()
+
+    def front(door: Door, guests: Guests) -> Callable[[], Front]:
+        stack.callback(guests.abort_waiting)
+        return lambda: Front(door, handlers, gateway.serve, guests)
+
+    await _listen_unix(stack, settings.socket_path, front(unix_door, Guests()))
+    tcp_guests = Guests(_descriptors() * _TCP_SHARE)
+    tcp = await _listen_tcp(stack, settings, front(tcp_door, tcp_guests), tls[0]) if address else None
+    return Server(settings, token, tcp, context, keeper, gateway, access, database)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What keeps a server from starting, in words: a disk that is full or closed, a database that is none."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise ServerStartFailed(reason=f"{where}{(error.strerror or str(error)).lower()}") from error
+    except SQLAlchemyError as error:
+        raise ServerStartFailed(reason=f"its database: {getattr(error, 'orig', None) or error}") from error
 
 
 def _descriptors() -> int:
@@ -217,7 +238,7 @@ def _bind(path: Path) -> Iterator[socket.socket]:
             path.unlink()  # of a server that was killed: this one holds the directory's lock
         before = os.umask(0o177)  # never open to others, not even between bind and chmod
         try:
-            sock.bind(str(path))
+            _bind_to(sock, path)
         except OSError as error:
             raise ServerStartFailed(reason=f"cannot listen on {path}: {error}") from None
         finally:
@@ -226,6 +247,18 @@ def _bind(path: Path) -> Iterator[socket.socket]:
             yield sock
         finally:
             path.unlink(missing_ok=True)
+
+
+def _bind_to(sock: socket.socket, path: Path) -> None:
+    """Also to a path that is too long for the kernel's address (about 100 bytes), where the system can name directories otherwise."""
+    if len(os.fsencode(path)) <= SUN_PATH_MAX or not hasattr(os, "O_PATH"):
+        sock.bind(str(path))
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        sock.bind(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
 
 
 async def _listen_tcp(

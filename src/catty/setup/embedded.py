@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 import signal
 import socket
 import struct
@@ -32,6 +34,7 @@ STOP_S: Final = 30.0
 _POLL_S: Final = 0.01
 _CONNECT_S: Final = 2.0
 _STDERR_SHOWN: Final = 3
+_ERROR: Final = re.compile(r"error: (?:the embedded server did not start: )?(.*) \[[a-z-]+\]")
 
 # What a server needs of its starter's environment. The rest stays out: it may hold the secrets of whoever happened to be first.
 _ENVIRONMENT: Final = frozenset(
@@ -50,7 +53,16 @@ _ENVIRONMENT: Final = frozenset(
         "CATTY_HOME",
     }
 )
-_ENVIRONMENT_PREFIXES: Final = ("CATTY_SERVER_", "XDG_", "LC_", "CONTAINER", "DOCKER_", "PODMAN_", "PYTHONWARN")
+_ENVIRONMENT_PREFIXES: Final = (
+    "CATTY_SERVER_",
+    "XDG_",
+    "LC_",
+    "CONTAINER",
+    "DOCKER_",
+    "PODMAN_",
+    "PYTHONWARN",
+    "COVERAGE_",  # tests measure what it runs
+)
 _PROXIES: Final = frozenset({"http_proxy", "https_proxy", "no_proxy", "all_proxy"})
 
 
@@ -129,7 +141,7 @@ class Embedded:
             deadline = time.monotonic() + START_S
             while self.pid() is None:
                 if process.poll() is not None:
-                    raise ServerStartFailed(reason=self._last_words() or f"it exited {process.returncode}")
+                    raise self._failed(process.returncode)
                 if time.monotonic() > deadline:
                     raise ServerStartFailed(reason=f"it does not listen after {START_S:g} s")
                 time.sleep(_POLL_S)
@@ -174,9 +186,16 @@ class Embedded:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _last_words(self) -> str:
+    def _failed(self, code: int) -> ServerStartFailed:
+        """What a server that ended at once said: its own error where it came to that."""
+        if shutil.disk_usage(self._home.server).free == 0:  # it may not even have been able to say so
+            return ServerStartFailed(reason=f"no space left for {self._home.server}")
         lines = self.stderr_log.read_text(errors="replace").strip().splitlines()
-        return " / ".join(line.strip() for line in lines[-_STDERR_SHOWN:])
+        for line, hint in zip(reversed(lines), ["", *reversed(lines)], strict=False):
+            if said := _ERROR.fullmatch(line):
+                return ServerStartFailed(reason=said[1], hint=hint.removeprefix("  → ") or None)
+        words = " / ".join(line.strip() for line in lines[-_STDERR_SHOWN:])
+        return ServerStartFailed(reason=words or f"it exited {code}")
 
 
 def serve_here(arguments: list[str]) -> NoReturn:

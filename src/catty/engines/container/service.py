@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from catty.constants import SUN_PATH_MAX
 from catty.errors import EngineDown, EngineSlow
 
 __all__ = ["PodmanService"]
 
 _START_S: Final = 20.0
 _END_S: Final = 5.0
-_SUN_PATH_MAX: Final = 100  # the kernel's limit for a Unix socket's path is 108 bytes with the final NUL
 _WITHOUT_SUPERVISION_S: Final = 60  # without setpriv the service ends itself after this long without a connection
 # A service must not believe that it was socket-activated, nor be a client of another one.
 _FOREIGN: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "CONTAINER_HOST", "DOCKER_HOST")
@@ -38,7 +38,7 @@ class PodmanService:
         self._options = tuple(options)
         self._log = directory / f"{name}.log"
         path = directory / f"{name}-{os.getpid()}.sock"
-        self._scratch = "" if len(os.fsencode(path)) < _SUN_PATH_MAX else tempfile.mkdtemp(prefix="catty-")
+        self._scratch = "" if len(os.fsencode(path)) <= SUN_PATH_MAX else tempfile.mkdtemp(prefix="catty-")
         self.socket = path if not self._scratch else Path(self._scratch) / path.name
         self._process: Process | None = None
         self._lock = asyncio.Lock()
