@@ -15,6 +15,12 @@ __all__ = ["logs"]
 @click.argument("label", shell_complete=complete_labels)
 @pass_cli
 def logs(cli: Cli, label: str) -> None:
-    """Print the last 8 MiB that a session's terminal showed, as it was printed; also after its end."""
-    sys.stdout.buffer.write(cli.api.logs(label))
+    """Print the last 8 MiB that a session's terminal showed; also after its end.
+
+    Every byte as it was printed; on a terminal, text and colours, without what would command the terminal.
+    """
+    from catty.client.text import readable
+
+    output = cli.api.logs(label)
+    sys.stdout.buffer.write(readable(output) if sys.stdout.isatty() else output)
     sys.stdout.buffer.flush()
