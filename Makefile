@@ -15,7 +15,7 @@ ARGS =
 
 # Native tracebacks: the parser that pytest's own ones need stumbles in Debian 12's Python (3.11.2).
 test: system engine check
-	$(PYTHON) -m pytest --tb=native --cov=catty $(ARGS)
+	COVERAGE_FILE=$(CURDIR)/.coverage $(PYTHON) -m pytest --tb=native --cov $(ARGS)
 
 check:
 	$(PYTHON) -m ruff check .

@@ -6,12 +6,14 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from catty.client.config import home
+from catty.setup.environment import environment_python
 
 __all__ = ["OTHERS_SETTINGS", "a_home", "home_environment"]
 
@@ -24,12 +26,25 @@ def home_environment(root: Path) -> dict[str, str]:
     return kept | {"CATTY_HOME": str(root), "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring"}
 
 
+def _link_environments(place: Path) -> None:
+    """The user's own environments; where coverage is measured the tests' own, which has it, stands in for the server's."""
+    environments = home().root / "env"
+    if "COVERAGE_PROCESS_CONFIG" not in os.environ:
+        place.symlink_to(environments)
+        return
+    place.mkdir()
+    for environment in environments.iterdir():
+        (place / environment.name).symlink_to(environment)
+    stand_in = place / environment_python("server").parents[1].name
+    stand_in.unlink(missing_ok=True)
+    stand_in.symlink_to(sys.prefix)
+
+
 @contextlib.contextmanager
 def a_home(command: str) -> Iterator[Path]:
     """An empty home that uses the user's own environments; `command` is the program. Sessions and server in it end with the context."""
-    environments = home().root / "env"
     root = Path(tempfile.mkdtemp(prefix="catty-"))  # not below tmp_path: the path of a Unix socket is short
-    (root / "env").symlink_to(environments)
+    _link_environments(root / "env")
     try:
         yield root
     finally:

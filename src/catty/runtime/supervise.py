@@ -70,7 +70,7 @@ class Child:
             environment = {
                 name: value
                 for name, value in os.environ.items()
-                if name.startswith(("CATTY_", "PYTHON")) or name in ("PATH", "LANG")
+                if name.startswith(("CATTY_", "PYTHON", "COVERAGE_")) or name in ("PATH", "LANG")
             }
             argv = [sys.executable, *_interpreter_flags(), "-m", f"catty.runtime.{self.name}", *map(str, inherited)]
             for fd in inherited:
