@@ -226,3 +226,34 @@ def test_no_pattern_takes_long(pattern: bytes) -> None:
     for path in (b"a" * 250, b"/".join([b"aaaa"] * 400), b"x/" + b"/".join([b"a"] * 1000), b"a/b" * 300):
         rules.match(path, False)
     assert time.perf_counter() - started < 2
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda negated, text, slash: negated + text + slash,
+            st.sampled_from([b"", b"!"]),
+            st.sampled_from([b"a", b"A", b"b", b"a/b", b"/a", b"*", b"a*", b"*b", b"[ab]", b"a/*", b"**/b", b"?"]),
+            st.sampled_from([b"", b"/"]),
+        ),
+        max_size=300,
+    ),
+    st.booleans(),
+)
+def test_of_many_patterns_the_last_that_fits_decides(lines: list[bytes], ignore_case: bool) -> None:
+    def said_by(rules: list[bytes], path: bytes, is_dir: bool) -> bool:
+        return Rules([Source(b"", b"\n".join(rules))], ignore_case=ignore_case).match(path, is_dir)
+
+    for path, is_dir in ((b"a", False), (b"b", True), (b"B", False), (b"ab", False), (b"x", True)):
+        expected = False
+        for line in lines:
+            pattern = line.removeprefix(b"!")
+            if said_by([pattern], path, is_dir):
+                expected = pattern == line
+        assert said_by(lines, path, is_dir) == expected
+
+
+def test_a_pattern_longer_than_any_path_fits_nothing() -> None:
+    rules = Rules([Source(b"", b"*a" * 300_000 + b"\n" + b"**/" * 300_000 + b"end\n" + b"b" * 5000)])
+    assert not rules.match(b"a" * 255, False)
+    assert rules.match(b"x/end", False)

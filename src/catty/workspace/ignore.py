@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+from catty.workspace.model import PATH_MAX_BYTES
+
 __all__ = ["Rules", "Source"]
 
 GIT: Final = b".git"
@@ -124,14 +126,10 @@ class _RuleFile:
 
     def __init__(self, source: Source, flags: int) -> None:
         self._skip = len(source.base) + 1 if source.base else 0
-        names: list[tuple[bytes, int, bool]] = []
-        paths: list[tuple[bytes, int, bool]] = []
+        self._names, self._paths = _Alternatives(flags), _Alternatives(flags)
         for number, line in enumerate(_lines(source.text)):
-            pattern = _Pattern.parse(line)
-            expression = pattern and pattern.expression()
-            if pattern and expression:
-                (names if pattern.name_only else paths).append((expression, number, not pattern.negated))
-        self._names, self._paths = _Alternatives(names, flags), _Alternatives(paths, flags)
+            if pattern := _Pattern.parse(line):
+                (self._names if pattern.name_only else self._paths).add(pattern, number)
 
     def __bool__(self) -> bool:
         return bool(self._names or self._paths)
@@ -148,19 +146,55 @@ class _RuleFile:
 
 
 class _Alternatives:
-    """Expressions in one; `last` tells the (number, verdict) of the last that fits."""
+    """Patterns in a few expressions; `last` tells the (number, verdict) of the last that fits.
 
-    def __init__(self, patterns: list[tuple[bytes, int, bool]], flags: int) -> None:
-        # The first alternative that fits wins, so the last pattern goes first; each has exactly one capturing group.
-        self._meaning = [(number, verdict) for _, number, verdict in reversed(patterns)]
-        self._match = re.compile(b"|".join(b"(%s)" % text for text, _, _ in reversed(patterns)), flags).match
+    Those without wildcards, of which generated rule files have thousands, are looked up; the others are tried some at a time, as
+    the groups of a long expression cost each other time.
+    """
+
+    _AT_ONCE: Final = 50
+
+    def __init__(self, flags: int) -> None:
+        self._flags = flags
+        self._literal: dict[bytes, tuple[int, bool]] = {}
+        self._pending: list[tuple[bytes, int, bool]] = []
+        self._compiled: list[tuple[re.Pattern[bytes], list[tuple[int, bool]]]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._meaning)
+        return bool(self._literal or self._pending or self._compiled)
+
+    def add(self, pattern: _Pattern, number: int) -> None:
+        """`number` is larger than those before."""
+        verdict = not pattern.negated
+        if _SPECIAL.search(pattern.body) is None:
+            body = self._folded(pattern.body)
+            for text in (body + b"/",) if pattern.dir_only else (body, body + b"/"):
+                self._literal[text] = number, verdict
+        elif expression := pattern.expression():
+            self._pending.append((expression, number, verdict))
+            if len(self._pending) == self._AT_ONCE:
+                self._compile()
 
     def last(self, text: bytes) -> tuple[int, bool] | None:
-        found = self._match(text)
-        return self._meaning[found.lastindex - 1] if found and found.lastindex else None
+        if self._pending:
+            self._compile()
+        best = self._literal.get(self._folded(text))
+        for match, meaning in reversed(self._compiled):
+            if best and best > meaning[0]:
+                break
+            found = match.match(text)
+            if found and found.lastindex:
+                return max(meaning[found.lastindex - 1], best or meaning[found.lastindex - 1])
+        return best
+
+    def _folded(self, text: bytes) -> bytes:
+        return text.lower() if self._flags & re.IGNORECASE else text
+
+    def _compile(self) -> None:
+        # The first alternative that fits wins, so the last pattern goes first; each has exactly one capturing group.
+        patterns, self._pending = self._pending[::-1], []
+        expression = re.compile(b"|".join(b"(%s)" % text for text, _, _ in patterns), self._flags)
+        self._compiled.append((expression, [(number, verdict) for _, number, verdict in patterns]))
 
 
 class _Pattern(NamedTuple):
@@ -187,6 +221,8 @@ class _Pattern(NamedTuple):
             tokens = list(_tokens(self.body[start:], self.name_only))
         except _FitsNothing:
             return None
+        if sum(token not in (_T_STAR, _T_DIRS, _T_ALL) for token in tokens) > PATH_MAX_BYTES:
+            return None  # no path is that long, and compiling it takes the more memory
         return re.escape(self.body[:start]) + _assemble(tokens) + (rb"/\Z" if self.dir_only else rb"/?\Z")
 
 
