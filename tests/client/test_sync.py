@@ -602,6 +602,23 @@ def test_a_damaged_state_costs_knowledge_only(pair: Pair) -> None:
     assert pair.target.state.with_suffix(".damaged").exists()
 
 
+def test_a_state_damaged_in_its_middle_costs_knowledge_only(pair: Pair) -> None:
+    names = [f"f{number}" for number in range(2000)]
+    with SyncState(pair.target.state) as state:
+        base = dict(state.base)
+        state.replace(
+            (b"known/%s" % name.encode(), Entry(b"x", Kind.FILE, size=1, blobs=(b"d" * 32,))) for name in names
+        )
+        state.record(base.items())
+    with open(pair.target.state, "r+b") as file:
+        file.seek(40_000)
+        file.write(os.urandom(20_000))
+    (pair.there / "a").write_text("a2")
+    assert list(pair.sync().conflicts) == ["a"]
+    assert (pair.here / "a").read_text() == "a1"
+    assert pair.sync().conflicts.keys() == set()
+
+
 def test_equal_times_and_sizes_do_not_deceive(pair: Pair) -> None:
     pair.sync()
     before = (pair.here / "a").stat()

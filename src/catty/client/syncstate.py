@@ -58,16 +58,19 @@ class SyncState:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             self._db.close()
-            path.rename(path.with_suffix(".damaged"))
+            for suffix in ("", "-wal", "-shm"):  # what belongs to the damaged one must not be taken for the new one's
+                with contextlib.suppress(FileNotFoundError):
+                    path.with_name(path.name + suffix).rename(path.with_suffix(f".damaged{suffix}"))
             self._open(path)
-        self.base: dict[bytes, Entry] = {
-            row[0]: _entry(row[0], row[1:]) for row in self._db.execute("SELECT * FROM base")
-        }
 
     def _open(self, path: Path) -> None:
         self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
+        if self._db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("damaged")
         path.chmod(0o600)
+        rows = self._db.execute("SELECT * FROM base")
+        self.base: dict[bytes, Entry] = {row[0]: _entry(row[0], row[1:]) for row in rows}
 
     def close(self) -> None:
         """Release the database."""
