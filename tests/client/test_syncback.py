@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -17,10 +18,10 @@ import pytest
 from catty.client import link
 from catty.client.config import Server
 from catty.client.syncback import SyncBack, Target
-from catty.client.synclink import put_file
+from catty.client.synclink import Socket, put_file
 from catty.client.syncstate import DirectoryLock, SyncState, read_pause
 from catty.constants import BLOB_BYTES
-from catty.errors import CattyError, ConnectionLost, ServerUnreachable, UsageError
+from catty.errors import BadRequest, CattyError, ConnectionLost, ServerUnreachable, UsageError
 from catty.workspace import apply
 from runtime.workspace_support import Machine
 
@@ -376,3 +377,31 @@ async def test_put(bench: Bench) -> None:
     bench.reachable = False
     with pytest.raises(CattyError):
         await put_file(bench.connect, picture)
+
+
+class Answering:
+    """A machine that answers whatever is put with one message."""
+
+    def __init__(self, **answer: object) -> None:
+        self._answers = [json.dumps({"type": "put", **answer})]
+
+    async def send(self, message: bytes | str) -> None:
+        """Takes everything."""
+
+    async def receive(self) -> bytes | str:
+        if not self._answers:
+            raise ConnectionLost(server="it", reason="over")
+        return self._answers.pop()
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize("path", ["/workspace/\udfff.png", "/workspace/a\x1b[31m.png", "/workspace/a\nrm -rf ~\n"])
+async def test_a_path_that_a_machine_made_up_is_not_typed(tmp_path: Path, path: str) -> None:
+    async def connect() -> Socket:
+        return Answering(path=path)
+
+    (tmp_path / "a.png").write_bytes(b"png")
+    with pytest.raises(BadRequest):
+        await put_file(connect, tmp_path / "a.png")

@@ -17,11 +17,11 @@ from typing import Any, Final, Protocol, Self
 
 from catty.client.gitrules import DirectoryRules
 from catty.constants import PASTE_UPLOAD_LIMIT_BYTES
-from catty.errors import BadRequest, CattyError, ConnectionLost, UsageError, from_json
+from catty.errors import BadRequest, CattyError, ConnectionLost, HostileArchive, UsageError, from_json
 from catty.workspace import packs
 from catty.workspace.exchange import DIGESTS_PER_MESSAGE, Exchange, Object, join_digests
 from catty.workspace.exchange import Kind as ObjectKind
-from catty.workspace.manifest import Manifest, parse_delta
+from catty.workspace.manifest import ENTRIES_MAX, Manifest, parse_delta
 from catty.workspace.model import WORKSPACE, Entry, Kind
 
 __all__ = ["Link", "Socket", "put_file"]
@@ -170,6 +170,8 @@ class Link:
         if isinstance(change, Entry):
             Manifest((_TOP, replace(change, path=_INSIDE + b"x")))  # raises HostileArchive on impossible fields
             self.entries[path] = change
+            if len(self.entries) > ENTRIES_MAX:
+                raise HostileArchive(what=f"more than {ENTRIES_MAX} paths")
         else:
             self.entries.pop(path, None)
         self._news.add(path)
@@ -207,6 +209,8 @@ async def put_file(connect: Callable[[], Awaitable[Socket]], path: Path) -> str:
         await _close(socket)
     if not isinstance(answer.get("path"), str):
         raise from_json(answer.get("error"))
+    if not answer["path"].isprintable():  # it is going to be typed
+        raise BadRequest("a path that cannot be typed")
     return str(answer["path"])
 
 
