@@ -384,17 +384,19 @@ class Answering:
 
     def __init__(self, **answer: object) -> None:
         self._answers = [json.dumps({"type": "put", **answer})]
+        self._closed = asyncio.Event()
 
     async def send(self, message: bytes | str) -> None:
         """Takes everything."""
 
     async def receive(self) -> bytes | str:
         if not self._answers:
+            await self._closed.wait()
             raise ConnectionLost(server="it", reason="over")
         return self._answers.pop()
 
     async def close(self) -> None:
-        """Nothing to close."""
+        self._closed.set()
 
 
 @pytest.mark.parametrize("path", ["/workspace/\udfff.png", "/workspace/a\x1b[31m.png", "/workspace/a\nrm -rf ~\n"])
