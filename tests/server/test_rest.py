@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.compression_utils import ZLibDecompressor
 
 from catty.constants import PACK_MAX_BYTES
 from catty.server.access import Door
@@ -230,6 +232,18 @@ async def test_host_and_origin_on_loopback(server: Server, path: str, headers: d
     ):
         assert answer.status == status
     await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("token", ["good", "bad"])
+async def test_a_body_is_not_decompressed(rest: Rest, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bomb from somebody without a token would keep the server from everybody else."""
+    unpacked: list[object] = []
+    monkeypatch.setattr(ZLibDecompressor, "decompress_sync", lambda *_, **__: unpacked.append(1) or b"")
+    bomb = gzip.compress(bytes(16 << 20))
+    headers = {"Content-Encoding": "gzip"} | ({} if token == "good" else {"Authorization": "Bearer bad"})
+    refused = await rest("POST", "/v1/packs", bomb, expect=400, **headers)
+    assert "Content-Encoding" in refused["message"]
+    assert not unpacked
 
 
 async def test_one_connection_serves_many_requests_and_a_late_upgrade_is_refused(server: Server) -> None:

@@ -156,7 +156,11 @@ async def _open(
     )
     api = Api(settings.data, context, keeper, access, unix_door, tcp_door)
     runner = web.AppRunner(
-        make_application(api), access_log=None, keepalive_timeout=_KEEPALIVE_S, shutdown_timeout=_SHUTDOWN_S
+        make_application(api),
+        access_log=None,
+        keepalive_timeout=_KEEPALIVE_S,
+        shutdown_timeout=_SHUTDOWN_S,
+        auto_decompress=False,  # anybody could send a few MB that keep this process busy with as many GB
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

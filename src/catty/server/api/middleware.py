@@ -54,6 +54,8 @@ async def _admit(request: web.Request) -> None:
     for header in (hdrs.HOST, hdrs.ORIGIN, hdrs.AUTHORIZATION):
         if len(request.headers.getall(header, ())) > 1:
             raise BadRequest(f"header '{header}' twice")
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise BadRequest("bodies are taken as they are, without Content-Encoding")
     door.check(request.headers.get(hdrs.HOST), request.headers.get(hdrs.ORIGIN))
     if request.path in _OPEN:
         return
