@@ -192,7 +192,7 @@ def session_path(label: str, what: str) -> str:
 
 async def connect(server: Server, path: str) -> WebSocket:
     """Open a connection. Raises the server's own error, NotLoggedIn, CertificateUntrusted, or ServerUnreachable where nobody answers."""
-    logging.getLogger("picows").disabled = True  # it would write over the agent's screen
+    logging.getLogger("picows").setLevel(logging.CRITICAL)  # it would write over the agent's screen
     token = server.token
     if not token and not server.embedded:
         raise NotLoggedIn(server=server.name)

@@ -53,4 +53,5 @@ def set_up(file: Path | None) -> None:
     # These log addresses with query strings, or a line per migration.
     for name in ("aiohttp.access", "aiohttp.server", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("picows").disabled = True  # a line per broken frame: a machine could push all else out of the log
+    # A line per broken frame: a machine could push all else out of the log. (A level holds for the loggers below it too.)
+    logging.getLogger("picows").setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import logging
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ import pytest
 
 from catty.constants import RING_BYTES
 from catty.errors import ClaimRefused, MachineError, MachineUnreachable
+from catty.server import log
 from catty.server.sessions.control import Control, printable
 from catty.server.sessions.machines import Machines
 from catty.server.sessions.timing import Timing
@@ -106,6 +108,22 @@ async def test_what_is_no_reply_ends_the_connection(answer: Answer) -> None:
         await asyncio.wait_for(control.closed, 5)
         with pytest.raises(MachineUnreachable):
             await control.request("status", timeout=5)
+
+
+async def test_a_machine_cannot_fill_the_log(tmp_path: Path) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        log.set_up(tmp_path / "log")
+        async with machine(say(b"\0" * 70_000)) as connect:  # longer than any reply
+            control = await Control.open(connect(), "token")
+            with pytest.raises(MachineUnreachable):
+                await control.request("status", timeout=5)
+    finally:
+        for handler in root.handlers:
+            handler.close()
+        logging.basicConfig(level=level, handlers=handlers, force=True)
+    assert (tmp_path / "log").read_text() == ""
 
 
 @pytest.mark.parametrize("answer", [lambda *_: None, say('{"id": true}'), say('{"id": "1"}'), say('{"id": 1.5}')])
