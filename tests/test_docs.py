@@ -86,7 +86,7 @@ def parse(line: str) -> None:
     """Raises UsageError unless its command and options exist. A value may be a placeholder, and prose may leave arguments out."""
     words = shlex.split(line.replace("…", "").replace("|", " "))[1:]
     command: click.Command = cli
-    context = click.Context(cli, info_name="catty")
+    context = click.Context(cli, info_name="catty", **cli.context_settings)
     while isinstance(command, click.Group):
         context = click.Context(command, parent=context, info_name=command.name)
         rest = command.make_parser(context).parse_args(list(words))[1]
@@ -128,7 +128,7 @@ def test_examples_are_found_and_wrong_ones_refused() -> None:
 def test_readme_says_what_is_missing() -> None:
     """Commands that are planned are named as such until they exist."""
     missing = text_of(ROOT / "README.md").partition("## Not there yet")[2].partition("\n## ")[0]
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)
     for name in re.findall(r"\(`(\w+)`\)", missing):
         assert cli.get_command(context, name) is None, f"{name} exists"
 
