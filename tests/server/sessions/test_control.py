@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -111,6 +112,7 @@ async def test_what_is_no_reply_ends_the_connection(answer: Answer) -> None:
 
 
 async def test_a_machine_cannot_fill_the_log(tmp_path: Path) -> None:
+    gc.collect()  # of what other tests left
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -119,6 +121,8 @@ async def test_a_machine_cannot_fill_the_log(tmp_path: Path) -> None:
             control = await Control.open(connect(), "token")
             with pytest.raises(MachineUnreachable):
                 await control.request("status", timeout=5)
+        del control
+        gc.collect()
     finally:
         for handler in root.handlers:
             handler.close()

@@ -45,7 +45,10 @@ async def open_websocket(
     )
     try:
         await asyncio.wait([connecting])
-        return connecting.result()[0]
+        transport = connecting.result()[0]
+        # What the machine does wrong becomes picows' exception; one that nobody looks at is a traceback in the log.
+        asyncio.ensure_future(transport.wait_disconnected()).add_done_callback(_looked_at)
+        return transport
     except (OSError, TimeoutError, picows.WSError) as error:
         sock.close()
         raise MachineUnreachable(reason=f"{type(error).__name__} at {path}") from None
@@ -57,6 +60,11 @@ async def open_websocket(
         if connecting.exception() is None:
             connecting.result()[0].disconnect()
         raise
+
+
+def _looked_at(end: asyncio.Future[None]) -> None:
+    if not end.cancelled():
+        end.exception()
 
 
 class Control(picows.WSListener):

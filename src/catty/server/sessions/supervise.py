@@ -110,7 +110,6 @@ class Supervision:
                     status = await control.request("status", timeout=self._timing.request)
                     self._activity.observe(time.monotonic(), Status.from_json(status))
                     self._output = int(status["output"])
-                    pause = self._timing.redial
                 except (MachineError, BadRequest) as error:
                     _LOG.info("machine is silent", extra={"session": self._hold.session.id, "reason": str(error)})
                     self._doubt.set()
@@ -121,7 +120,10 @@ class Supervision:
                 if await self._judge(control):
                     return Event.TTL, None
                 if control is not None:
-                    await asyncio.wait([control.closed], timeout=self._timing.status_every)
+                    ended, _ = await asyncio.wait([control.closed], timeout=self._timing.status_every)
+                    pause = (
+                        pause if ended else self._timing.redial
+                    )  # not for a machine that answers and then misbehaves
                 else:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, self._timing.redial_max)
