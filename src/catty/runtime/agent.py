@@ -69,8 +69,7 @@ class Agent:
         env: dict[str, str],
         oom_score: int,
     ) -> None:
-        """Start it in a new PTY of `size` (cols, rows)."""
-        self._close_terminal()
+        """Start it in a new PTY of `size` (cols, rows). Raises OSError while the machine has no room for another process."""
         master, slave = os.openpty()
         os.set_blocking(master, False)
         attributes = termios.tcgetattr(slave)
@@ -88,8 +87,13 @@ class Agent:
 
         try:
             self.pid = spawn(prepare, (slave,) * 3, user=user, cwd=cwd, env=env, tty=True, oom_score=oom_score)
+        except OSError:
+            for fd in (master, slave, report):
+                os.close(fd)
+            raise
         finally:
             os.close(reporter)
+        self._close_terminal()
         self.master, self._slave = master, slave  # the slave stays open: its last close would end the master
         self.state, self.code, self.signal, self.resumed = "running", None, None, None
         self._events.watch(report, lambda: self._on_report(report))

@@ -59,7 +59,7 @@ class Child:
         self._stopped = False
 
     def start(self) -> None:
-        """Start the process, with `boot` as its first message."""
+        """Start the process, with `boot` as its first message; later, while the machine has no room for another process."""
         if self._stopped:
             return
         kind = socket.SOCK_SEQPACKET if self._on_message is not None else socket.SOCK_STREAM
@@ -79,6 +79,10 @@ class Child:
                 self.pid = os.posix_spawn(
                     sys.executable, argv, environment, setpgroup=0, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
                 )
+            except OSError:  # a fork bomb must not end PID 1 too
+                ours.close()
+                self._events.later(_BACKOFF_FIRST_S, self.start)
+                return
             finally:
                 for fd in inherited:
                     os.set_inheritable(fd, False)
