@@ -15,7 +15,7 @@ from catty.client.syncstate import SyncState, state_path
 from catty.client.trash import Trash
 from catty.client.upload import Progress, Uploaded, prepare, send
 from catty.constants import BLOB_BYTES, MIB
-from catty.errors import BlobsMissing, GitNotSelfContained, UploadTooLarge, UsageError
+from catty.errors import BlobsMissing, GitNotSelfContained, HomeDirectory, UploadTooLarge, UsageError
 from catty.workspace.model import Kind
 from client.store import MemoryServer
 
@@ -433,3 +433,9 @@ def test_cattys_own_directory_stays_whatever_the_rules_say(
     monkeypatch.chdir(own)
     with pytest.raises(UsageError, match="secrets"):
         prepare(own)
+
+
+@pytest.mark.parametrize("here", ["home", "."])
+def test_a_home_directory_is_refused(here: str, project: Path) -> None:
+    with pytest.raises(HomeDirectory):
+        prepare(project.parent / here)

@@ -16,7 +16,7 @@ from catty.client.config import home
 from catty.client.sources import Sources, find
 from catty.client.syncstate import record_upload
 from catty.constants import BLOB_BYTES, UPLOAD_LIMIT_BYTES
-from catty.errors import BlobsMissing
+from catty.errors import BlobsMissing, HomeDirectory
 from catty.workspace.manifest import Manifest
 from catty.workspace.model import DIGEST_BYTES, WORKSPACE, Entry, Kind, digest
 from catty.workspace.packs import PackWriter
@@ -72,7 +72,10 @@ class Uploaded:
 
 
 def prepare(directory: Path, *, git: bool = True, limit: int = UPLOAD_LIMIT_BYTES) -> Prepared:
-    """Look at what would go. Raises UploadTooLarge (naming the largest paths), GitNotSelfContained, UsageError."""
+    """Look at what would go. Raises HomeDirectory, UploadTooLarge (naming the largest paths), GitNotSelfContained, UsageError."""
+    here = directory.resolve()
+    if Path.home().resolve().is_relative_to(here):
+        raise HomeDirectory(path=here)
     return Prepared(directory, find(os.fsencode(directory), git=git, limit=limit))
 
 

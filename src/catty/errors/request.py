@@ -74,6 +74,13 @@ class InvalidLimit(UsageError):
     code = "invalid-limit"
 
 
+class HomeDirectory(UsageError):
+    """'{path}' holds your home: its keys and settings would go to the machine, and could be changed from there"""
+
+    code = "home-directory"
+    hint = "Change to a project's directory, or use --no-upload."
+
+
 class RequestTooLarge(UsageError):
     """the request is larger than {limit}"""
 
