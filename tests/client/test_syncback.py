@@ -71,7 +71,7 @@ class Bench:
             if path.is_file() and not path.name.startswith(".catty-tmp")
         }
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 15) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 await asyncio.sleep(0.02)
