@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import json
 import os
+import shutil
+import sqlite3
 import time
 import uuid
 from typing import Any
@@ -13,12 +15,13 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.compression_utils import ZLibDecompressor
+from sqlalchemy.exc import OperationalError
 
 from catty.constants import PACK_MAX_BYTES
 from catty.server.access import Door
 from catty.server.api import Api, make_application
-from catty.server.api import sessions as sessions_api
 from catty.server.db.access import AccessStore, new_token
+from catty.server.db.sessions import SessionStore
 from catty.server.files import DataDirectory
 from catty.server.main import Server, rotate_token
 from catty.workspace.model import digest
@@ -188,11 +191,28 @@ async def test_a_long_poll_ends_with_nothing_new(rest: Rest) -> None:
 
 async def test_a_full_disk_refuses_new_sessions(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"used": 95, "free": 5, "total": 100})
-    monkeypatch.setattr(sessions_api.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused = await rest("POST", "/v1/sessions", {"agent": "shell"}, expect=507)
     assert refused["error"] == "disk-full"
     assert "95 %" in refused["message"]
     assert await rest("GET", "/v1/sessions") == []
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "status"),
+    [("database or disk is full", "disk-full", 507), ("disk I/O error", "store-failed", 502)],
+)
+async def test_a_database_that_fails_says_why(
+    rest: Rest, server: Server, said: str, code: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise OperationalError("UPDATE", {"hash": "canary"}, sqlite3.OperationalError(said))
+
+    session = await rest("POST", "/v1/sessions", {"agent": "shell", "workspace": "upload"}, expect=201)
+    monkeypatch.setattr(SessionStore, "request_stop", fail)
+    refused = await rest("POST", f"/v1/sessions/{session['id']}/stop", expect=status)
+    assert refused["error"] == code
+    assert "canary" not in str(refused)
 
 
 async def test_list_is_fast(rest: Rest) -> None:

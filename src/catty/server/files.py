@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -15,10 +16,16 @@ from typing import Final
 
 from catty.errors import ServerStartFailed
 
-__all__ = ["DataDirectory"]
+__all__ = ["DataDirectory", "disk_percent"]
 
 _KEY_BYTES: Final = 32
 _LOCK_S: Final = 3.0  # for a server before this one that is on its way out
+
+
+def disk_percent(path: Path) -> float:
+    """How full the disk of `path` is, as `df` counts: without what is root's alone."""
+    usage = shutil.disk_usage(path)
+    return 100 * usage.used / max(1, usage.used + usage.free)
 
 
 class DataDirectory:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final
 
 from aiohttp import hdrs, web
+from sqlalchemy.exc import DBAPIError
 
-from catty.errors import BadRequest, CattyError, NotFound, NotLoggedIn
+from catty.errors import BadRequest, CattyError, DiskFull, NotFound, NotLoggedIn, StoreFailed
 from catty.server.access import bearer
 from catty.server.api.base import API, admit
+from catty.server.files import disk_percent
 
 __all__ = ["guard"]
 
 _LOG: Final = logging.getLogger(__name__)
 _OPEN: Final = frozenset(("/healthz", "/readyz"))
+_FULL: Final = ("disk is full", "disk full", "no space left")  # as SQLite, PostgreSQL and the kernel say it
 _NO_STORE: Final = "no-store"
 
 
@@ -39,6 +43,9 @@ async def guard(
             else BadRequest(error.reason)
         )
         response = _error(request, known, error.status)
+    except DBAPIError as error:
+        _LOG.exception("database failed", extra={"method": request.method, "path": request.path})
+        response = _error(request, _of_database(error, request.app[API].data))
     except Exception as error:  # the user gets a code, the log the trace
         _LOG.exception("request failed", extra={"method": request.method, "path": request.path})
         response = _error(request, CattyError(f"the server failed: {type(error).__name__}"))
@@ -63,6 +70,13 @@ async def _admit(request: web.Request) -> None:
     if principal is None:
         raise NotLoggedIn(server="this server")
     admit(request, principal)
+
+
+def _of_database(error: DBAPIError, data: Path) -> CattyError:
+    """What its user can do something about."""
+    if any(sign in str(error.orig).lower() for sign in _FULL):
+        return DiskFull(percent=disk_percent(data), path=data)
+    return StoreFailed(reason=f"database: {error.orig}", hint="Try again; `catty server logs` has details.")
 
 
 def _error(request: web.Request, error: CattyError, status: int | None = None) -> web.Response:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from catty.errors import (
 )
 from catty.server.api.base import API, Api, principal, read_json, session_of
 from catty.server.db.sessions import Session
+from catty.server.files import disk_percent
 from catty.server.sessions.drive import WAITING
 from catty.server.sessions.request import check_environment, parse_new_session
 from catty.server.sessions.states import State, v1_status
@@ -187,7 +187,6 @@ def _number(request: web.Request, name: str, default: float) -> float:
 
 
 def _check_disk(api: Api) -> None:
-    usage = shutil.disk_usage(api.data)
-    percent = 100 * usage.used / max(1, usage.used + usage.free)  # as `df` counts: without what is root's alone
+    percent = disk_percent(api.data)
     if percent >= DISK_REFUSE_PERCENT:
         raise DiskFull(percent=percent, path=api.data)

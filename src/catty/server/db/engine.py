@@ -19,7 +19,7 @@ class Database:
     """A database that an async SQLAlchemy `url` names, e.g. `sqlite+aiosqlite:////path/catty.db`."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_async_engine(url)
+        self.engine = create_async_engine(url, hide_parameters=True)  # in errors, which are logged
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine.sync_engine, "connect", _on_connect)
             event.listen(self.engine.sync_engine, "begin", _on_begin)
