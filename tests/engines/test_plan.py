@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from catty import constants
 from catty.engines.base import MachineSpec
-from catty.engines.container import host
+from catty.engines.container import host, open_engine
 from catty.engines.container.docker import DockerDialect
 from catty.engines.container.find import find_docker
 from catty.engines.container.plan import Facts, machine_plan, salvage_plan, sandboxed
 from catty.engines.container.podman import PodmanDialect
+from catty.errors import EngineNotFound
 
 SPEC = MachineSpec("0f5e4d3c-0000-0000-0000-000000000000", "image:1", closed_addresses=("203.0.113.9",))
 ALL = Facts(limits=frozenset({"memory", "cpu", "pids"}), network="slirp4netns", auto_userns=True)
@@ -122,3 +123,22 @@ def test_public_key_is_handed_on() -> None:
 def test_defaults_are_behaviours() -> None:
     assert plan().memory == constants.MEMORY_DEFAULT_MB << 20
     assert plan().hostname == "catty-0f5e4d3c"
+
+
+def test_the_engine_of_a_server_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another engine is installed later, or the first one stopped, its machines do not pass for dead."""
+    there: dict[str, object] = {"docker": tmp_path / "docker.sock"}
+    monkeypatch.setattr("catty.engines.container.find.find_podman", lambda: there.get("podman"))
+    monkeypatch.setattr("catty.engines.container.find.find_docker", lambda: there.get("docker"))
+
+    def kind(data: str) -> str:
+        return open_engine(tmp_path / data, "test")._backend.dialect.name
+
+    assert kind("old") == "docker"
+    there["podman"] = "/usr/bin/podman"
+    assert (kind("old"), kind("new")) == ("docker", "podman")
+    del there["docker"]
+    with pytest.raises(EngineNotFound, match=r"docker, which holds .* is not there"):
+        kind("old")
+    (tmp_path / "old" / "engine" / "kind").unlink()
+    assert kind("old") == "podman"
