@@ -202,6 +202,15 @@ async def test_delete_running_stopped_and_deleted(rest: Rest, engine: ProcessEng
     await rest("GET", f"/v1/sessions/{second['id']}", expect=404)
 
 
+async def test_deleting_twice_spares_a_session_whose_label_begins_alike(rest: Rest) -> None:
+    for name in ("web", "web-2"):
+        await rest.running(name=name)
+    for _ in range(2):
+        assert (await rest("POST", "/v1/sessions/web/stop?delete=1"))["label"] == "web"
+    assert [session["label"] for session in await rest("GET", "/v1/sessions")] == ["web-2"]
+    assert (await rest("POST", "/v1/sessions/web-/stop?delete=1"))["label"] == "web-2"
+
+
 async def test_delete_while_saving(rest: Rest, engine: ProcessEngine) -> None:
     session = await rest.running()
     for number in range(200):

@@ -82,13 +82,9 @@ async def stop(request: web.Request) -> web.Response:
     api = request.app[API]
     context = api.context
     delete = request.query.get("delete", "") not in ("", "0", "false")
-    try:
-        session = await session_of(request)
-    except SessionNotFound:
-        gone = await context.sessions.deleted(principal(request).user, request.match_info["id"]) if delete else None
-        if gone is None:
-            raise
+    if delete and (gone := await _deleted(request)) is not None:
         return web.json_response(to_json(gone))
+    session = await session_of(request)
     await context.sessions.request_stop(session.id, delete=delete)
     await api.keeper.retry(session.id)
     api.keeper.look()
@@ -100,6 +96,14 @@ async def stop(request: web.Request) -> web.Response:
     if ended is not None and (ended.step == WAITING or not over(ended)):
         raise StopDelayed(label=ended.label, reason=api.keeper.trouble(session.id) or "it takes long")
     return web.json_response(to_json(ended or session))
+
+
+async def _deleted(request: web.Request) -> Session | None:
+    """The session that the path names in full and that was deleted before. Deleting it again must not delete one whose label begins
+    like that."""
+    sessions, user, name = request.app[API].context.sessions, principal(request).user, request.match_info["id"]
+    labels = await sessions.labels(user)
+    return None if name in labels or name in labels.values() else await sessions.deleted(user, name)
 
 
 @routes.post("/v1/sessions/{id}/secrets")
