@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from catty.cli.context import Cli, pass_cli
 from catty.cli.output import Steps, print_json
 from catty.errors import PathNotFound
+from catty.setup import foreground
 
 __all__ = ["server"]
+
+
+_METAVARS: Final = {"data": "DIR", "listen": "HOST:PORT", "database": "URL", "hosts": "NAMES", "image": "NAME"}
+
+
+def _settings(command: Callable[..., None]) -> Callable[..., None]:
+    """All settings of the server as options."""
+    for name, (help_, flag) in reversed(foreground.options().items()):
+        how: dict[str, Any] = {"is_flag": True} if flag else {"metavar": _METAVARS.get(name, "FILE")}
+        text = f"{help_[0].upper()}{help_[1:]}."
+        command = click.option("--" + name.replace("_", "-"), help=text, **how)(command)
+    return command
 
 
 @click.group(
     invoke_without_command=True,
     epilog="Example: `catty server --listen 0.0.0.0:4815 --tls-cert chain.pem --tls-key key.pem --data /srv/catty`",
 )
-@click.option("--listen", metavar="HOST:PORT", help="TCP address.  [default: 127.0.0.1:4815]")
-@click.option("--tls-cert", metavar="FILE", help="Certificate chain (PEM); needed for any address but loopback.")
-@click.option("--tls-key", metavar="FILE", help="Its private key (PEM).")
-@click.option("--data", metavar="DIR", help="Where it keeps its data.  [default: ~/.catty/server]")
+@_settings
 @click.pass_context
-def server(ctx: click.Context, listen: str | None, tls_cert: str | None, tls_key: str | None, data: str | None) -> None:
+def server(ctx: click.Context, /, **given: Any) -> None:
     """Run a server in the foreground, for clients elsewhere; or look after the embedded one.
 
     The embedded server is started by the first command that needs it. It may be stopped at any time: sessions go on.
@@ -34,10 +46,7 @@ def server(ctx: click.Context, listen: str | None, tls_cert: str | None, tls_key
     from catty.setup.embedded import serve_here
 
     cli = ctx.find_object(Cli) or Cli(None)
-    arguments = ["--data", data or str(cli.home.server)]
-    for option, value in (("--listen", listen), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
-        arguments += [option, value] if value else []
-    serve_here(arguments)
+    serve_here(foreground.arguments(given, cli.home.server))
 
 
 @server.command(epilog="Example: `catty server start`")

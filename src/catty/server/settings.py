@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, get_type_hints
 from catty.constants import TCP_PORT
 from catty.errors import UsageError
 
-__all__ = ["Settings", "documented", "from_arguments"]
+__all__ = ["ENVIRONMENT_PREFIX", "FLAGS", "Settings", "documented", "from_arguments"]
 
 ENVIRONMENT_PREFIX: Final = "CATTY_SERVER_"
 SOCKET_NAME: Final = "api.sock"
@@ -81,6 +81,9 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, even one that begins with 127, may be anybody's
         return False
+
+
+FLAGS: Final = frozenset(f.name for f in dataclasses.fields(Settings) if isinstance(f.default, bool))
 
 
 def documented() -> dict[str, str]:
