@@ -14,6 +14,7 @@ from stage import Stage
 __all__ = ["measure_idle"]
 
 MANY = 6
+_HELPERS = {"slirp4netns", "pasta", "pasta.avx2"}
 _PARTS = {"catty.runtime.terminal": "terminal", "catty.runtime.workspace": "workspace"}
 
 
@@ -48,22 +49,26 @@ def _of_machine(raw: RawMachines, machine: str) -> dict[str, float]:
     for pid in children(init):
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
         parts |= {part: pss_mb(pid) for module, part in _PARTS.items() if module in command}
-    network = Path(inspected["NetworkSettings"].get("SandboxKey") or "/none").name
     return {
         "runtime": sum(parts.values()),
         **parts,
         "conmon": pss_mb(int(inspected["State"]["ConmonPid"])),
-        "network helper": sum(pss_mb(pid) for pid in _with_argument(network)),
+        "network helper": sum(pss_mb(pid) for pid in _network_helpers(init)),
     }
 
 
-def _with_argument(word: str) -> list[int]:
-    """The processes with `word` in an argument of theirs."""
+def _network_helpers(init: int) -> list[int]:
+    """The processes that are the network of the machine whose first process is `init`: its pid stands in their arguments."""
     found = []
     for directory in Path("/proc").iterdir():
         try:
-            if directory.name.isdecimal() and word.encode() in (directory / "cmdline").read_bytes():
-                found.append(int(directory.name))
+            words = (
+                (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if directory.name.isdecimal()
+                else []
+            )
         except (FileNotFoundError, ProcessLookupError):
             continue
+        if Path(words[0] if words else "").name in _HELPERS and any(str(init) in word for word in words[1:]):
+            found.append(int(directory.name))
     return found
