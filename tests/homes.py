@@ -23,7 +23,11 @@ OTHERS_SETTINGS: Final = ("CATTY_API_ADDR", "CATTY_TOKEN")  # of whoever runs th
 def home_environment(root: Path) -> dict[str, str]:
     """The environment of a command whose home is `root`."""
     kept = {name: value for name, value in os.environ.items() if name not in OTHERS_SETTINGS}
-    return kept | {"CATTY_HOME": str(root), "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring"}
+    return kept | {
+        "CATTY_HOME": str(root),
+        "CATTY_SERVER_NO_SPARE": "1",  # tests count machines
+        "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",
+    }
 
 
 def _link_environments(place: Path) -> None:

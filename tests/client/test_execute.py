@@ -121,7 +121,7 @@ async def test_with_a_terminal(machine: ExecMachine) -> None:
     before = termios.tcgetattr(child.child_fd)
     child.send("echo $((6*7)); tty\r")
     await asyncio.to_thread(child.expect, rb"[\r\n]42\r\n/dev/pts/")
-    child.send("echo sleeping; sleep 60\r")
+    child.send("sh -c 'echo sleeping; exec sleep 60'\r")  # it is in the foreground when it says so
     await asyncio.to_thread(child.expect, rb"[\r\n]sleeping\r\n")
     child.send("\x03")
     await asyncio.to_thread(child.expect, rb"\^C.*# ")

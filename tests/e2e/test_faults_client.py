@@ -187,6 +187,7 @@ def test_client_killed_while_it_is_used(catty: Catty, host: Host, tmp_path: Path
     big = grow_machine(catty)
     before = host.store("packs/*")
     stopping = catty.start("stop", LABEL)
+    host.until(LABEL, lambda now: now["state"] == "stopping")
     host.until_saving(before)
     kill(stopping.pid)
     ends(stopping)

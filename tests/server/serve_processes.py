@@ -22,7 +22,7 @@ async def main() -> None:
     log.set_up(None)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    settings = Settings(data, listen="")
+    settings = Settings(data, listen="", no_spare=True)
     async with serve(settings, open_engine=lambda *_: ProcessEngine(machines), timing=QUICK):
         (data / "ready").write_text(str(os.getpid()))
         await stop.wait()

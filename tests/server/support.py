@@ -101,6 +101,6 @@ async def a_server(
     data: Path, engine: Callable[[Path, str], Engine], *, timing: Timing = QUICK, **settings: Any
 ) -> AsyncIterator[tuple[Server, Rest]]:
     """A server in this process, and its owner's client."""
-    made = Settings(data, **({"listen": "127.0.0.1:0"} | settings))
+    made = Settings(data, **({"listen": "127.0.0.1:0", "no_spare": True} | settings))
     async with serve(made, open_engine=engine, timing=timing) as server, rest(made.socket_path, server.token) as client:
         yield server, client

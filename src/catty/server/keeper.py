@@ -106,7 +106,8 @@ class Keeper:
             await of_sessions.opened.wait()
         engine = await of_sessions.engine()
         machines = await engine.list()
-        known = await self._context.sessions.machines()  # after the list: a record is older than its machine
+        spares = self._context.spares.ids  # before the records: by then one that is handed over has its own
+        known = spares | await self._context.sessions.machines()  # after the list: a record is older than its machine
         for machine in machines:
             if machine.id not in known:
                 _LOG.warning("destroying a machine that no session knows", extra={"machine": machine.id})

@@ -40,6 +40,7 @@ from catty.server.keeper import Keeper
 from catty.server.sessions.changes import Changes
 from catty.server.sessions.context import Context
 from catty.server.sessions.machines import Machines
+from catty.server.sessions.spares import Spares
 from catty.server.sessions.timing import Timing
 from catty.server.sessions.workspaces import Workspaces
 from catty.server.settings import Settings, from_arguments
@@ -136,10 +137,12 @@ async def _open(
     stack.push_async_callback(machines.close)
     workspaces = Workspaces(settings.data, machines, timing.boot)
     stack.callback(workspaces.close)
+    spares = await stack.enter_async_context(Spares(machines, timing, enabled=not settings.no_spare))
     context = Context(
         sessions=SessionStore(database, directory.name(), Changes()),
         machines=machines,
         workspaces=workspaces,
+        spares=spares,
         image=lambda: settings.image or current_image(),
         ca_bundle=settings.ca_bundle or host_ca_bundle(),
         timing=timing,

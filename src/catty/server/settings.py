@@ -37,6 +37,7 @@ class Settings:
     database: Annotated[str, "SQLAlchemy URL of the database; default: SQLite in the data directory"] = ""
     image: Annotated[str, "session image to use; default: the one of this version of catty"] = ""
     ca_bundle: Annotated[Path | None, "PEM file with CA certificates for machines; default: the host's own"] = None
+    no_spare: Annotated[bool, "do not keep a blank machine ready for half an hour after a session was made"] = False
     embedded: Annotated[bool, "for one user's command line: log to a file, go on without TCP if its port is taken"] = (
         False
     )

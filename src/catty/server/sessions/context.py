@@ -11,6 +11,7 @@ from typing import Any
 from catty.errors import CattyError
 from catty.server.db.sessions import Lease, Session, SessionStore
 from catty.server.sessions.machines import Machines
+from catty.server.sessions.spares import Spares
 from catty.server.sessions.states import Event
 from catty.server.sessions.timing import Timing
 from catty.server.sessions.workspaces import Workspaces
@@ -25,6 +26,7 @@ class Context:
     sessions: SessionStore
     machines: Machines
     workspaces: Workspaces
+    spares: Spares
     image: Callable[[], str]
     ca_bundle: Path | None = None
     timing: Timing = field(default_factory=Timing)

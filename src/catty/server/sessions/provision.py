@@ -63,8 +63,22 @@ async def _machine(hold: Hold) -> str:
     session, context = hold.session, hold.context
     if session.has_env and hold.env is None:
         raise SecretsLost
+    spec = _spec(hold)
+    if not session.has_machine:
+        async with context.spares.handed_over(spec) as spare:
+            if spare is not None:
+                await hold.update(machine_id=spare, has_machine=True, step="claim")
+                return "claim"
     engine = await context.machines.engine()
-    spec = MachineSpec(
+    await hold.update(visible=False, has_machine=True)
+    await engine.create(spec)
+    await engine.start(session.machine_id)
+    return await _done(hold, "claim")
+
+
+def _spec(hold: Hold) -> MachineSpec:
+    session, context = hold.session, hold.context
+    return MachineSpec(
         machine=session.machine_id,
         image=context.image(),
         cpus=session.cpus,
@@ -72,10 +86,6 @@ async def _machine(hold: Hold) -> str:
         labels={"session": session.id, "label": session.label},
         ca_bundle=context.ca_bundle,
     )
-    await hold.update(visible=False, has_machine=True)
-    await engine.create(spec)
-    await engine.start(session.machine_id)
-    return await _done(hold, "claim")
 
 
 async def _claim(hold: Hold) -> str:
@@ -151,6 +161,7 @@ async def _start(hold: Hold) -> str:
     async with hold.context.machines.brief_control(hold.session.machine_id) as control:
         await control.request("start", timeout=hold.context.timing.request)
     await hold.happen(Event.READY)
+    hold.context.spares.prepare(_spec(hold))
     return "running"
 
 

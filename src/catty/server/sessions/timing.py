@@ -30,5 +30,9 @@ class Timing:
     grace: float = float(constants.STOP_GRACE_S)
     retry: float = 5.0  # after a failure of the engine or of a last save, doubled up to `retry_max`
     retry_max: float = 300.0
+    spare_delay: float = (
+        3.0  # after a session has started, before a machine is made for the next: its agent comes first
+    )
+    spare_keep: float = 1800.0  # a machine that nobody wanted by then is destroyed
     stop_wait: float = 540.0  # `stop` answers with the session as it is after this; clients wait for ten minutes
     poll: float = 1.0  # how soon a long poll sees what another server changed
