@@ -106,6 +106,7 @@ class Spares:
                 await engine.start(machine)
                 if await self._answers(machine, wait=self._timing.boot):
                     spare.ready = True
+                    _LOG.info("a machine is kept ready", extra={"machine": machine})
                     patience.reschedule(asyncio.get_running_loop().time() + self._timing.spare_keep)
                     await spare.taken.wait()
         except TimeoutError:  # nobody wanted it
