@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 from idle import measure_idle
@@ -51,8 +52,11 @@ def prompt_shown(output: bytes) -> bool:
 class Lifecycle:
     """One method per comparison; `results` collects. `label` is an idle session with claude at its prompt."""
 
-    def __init__(self, place: Stage, raw: RawMachines, local: LocalClaude, label: str, container: str) -> None:
-        self.place, self.raw, self.local = place, raw, local
+    def __init__(
+        self, place: Stage, spare: Stage, raw: RawMachines, local: LocalClaude, label: str, container: str
+    ) -> None:
+        self.place, self.spare, self.raw, self.local = place, spare, raw, local
+        self.spares = 0  # machines that were waited for
         self.label, self.container = label, container
         self.results = Measurements()
         self.round = 0
@@ -60,6 +64,7 @@ class Lifecycle:
     def repeat(self, times: int) -> None:
         """Measure everything `times` times, after WARM_UP rounds that do not count."""
         parts = [self.create_start, self.new, self.new_upload, self.engine, self.new_prompt, self.bare, self.small]
+        parts.append(self.new_with_spare)
         for self.round in range(WARM_UP + times):
             if self.round == WARM_UP:
                 self.results = Measurements()
@@ -104,6 +109,31 @@ class Lifecycle:
         self.results.add("new to claude's prompt", prompt)
         self.place.remove(name)
 
+    def new_with_spare(self) -> None:
+        """The same three where the server has a blank machine ready."""
+        place = self.spare
+        self._until_spare()
+        ran, session = place.new("--no-upload", *CLAUDE_OPTIONS)
+        self._add("new -d --no-upload, spare", ran.wall, ran.cpu)
+        place.remove(session["label"])
+        self._until_spare()
+        (place.project / "changed.txt").write_text(f"{self.round}\n")
+        ran, session = place.new(*CLAUDE_OPTIONS)
+        self._add("new -d, 100 files, spare", ran.wall, ran.cpu)
+        place.remove(session["label"])
+        self._until_spare()
+        name = f"prompt-{os.getpid()}-{self.round}"
+        words = [place.command, "new", "--no-upload", "--name", name, *CLAUDE_OPTIONS]
+        first, prompt = until_shown(words, [agent_printed, prompt_shown], env=place.env, cwd=place.project, leave=LEAVE)
+        self.results.add("new to the agent's first byte, spare", first)
+        self.results.add("new to claude's prompt, spare", prompt)
+        place.remove(name)
+
+    def _until_spare(self) -> None:
+        self.spares += 1
+        while self.spare.spares() < self.spares:
+            time.sleep(0.05)
+
     def bare(self) -> None:
         """`claude` on this host."""
         first, prompt = self.local.start([bool, prompt_shown], leave=LEAVE)
@@ -134,6 +164,13 @@ class Lifecycle:
         base = "podman create + start"
         self.results.ratio("new -d --no-upload / podman create + start", "new -d --no-upload", base)
         self.results.ratio("new -d, 100 files / podman create + start", "new -d, 100 files", base)
+        self.results.ratio("new -d --no-upload, spare / podman create + start", "new -d --no-upload, spare", base)
+        self.results.ratio("new -d, 100 files, spare / podman create + start", "new -d, 100 files, spare", base)
+        self.results.ratio(
+            "new to claude's prompt, spare / local claude",
+            "new to claude's prompt, spare",
+            "local claude to its prompt",
+        )
         self.results.ratio("engine's create + start / podman create + start", "engine: create + start", base)
         self.results.ratio(
             "new to claude's prompt / local claude", "new to claude's prompt", "local claude to its prompt"
@@ -141,6 +178,8 @@ class Lifecycle:
         self.results.ratio("exec true / podman exec true", "exec true", "podman exec true")
         self.results.aim("new -d --no-upload / podman create + start", CREATE_START_LIMIT)
         self.results.aim("new -d, 100 files / podman create + start", CREATE_START_LIMIT)
+        self.results.aim("new -d --no-upload, spare / podman create + start", CREATE_START_LIMIT)
+        self.results.aim("new -d, 100 files, spare / podman create + start", CREATE_START_LIMIT)
         self.results.aim("claim to agent started", CLAIM_LIMIT_MS)
         self.results.aim("connect to first paint", CONNECT_LIMIT_MS)
         self.results.aim(f"list ({LIST_OF} sessions)", LIST_LIMIT_MS)
@@ -161,7 +200,12 @@ class Lifecycle:
 
 def measure(times: int) -> None:
     """The whole benchmark."""
-    with stage() as place, RawMachines(place.home / "raw", place.env) as raw, LocalClaude(raw, CLAUDE_ENV) as local:
+    with (
+        stage() as place,
+        stage(spare=True) as spare,
+        RawMachines(place.home / "raw", place.env) as raw,
+        LocalClaude(raw, CLAUDE_ENV) as local,
+    ):
         about = machine(**raw.about())
         idle = measure_idle(place, raw)
         _, session = place.new("--no-upload", *CLAUDE_OPTIONS)
@@ -170,7 +214,8 @@ def measure(times: int) -> None:
         (_,) = until_shown(
             [place.command, "connect", session["label"]], [prompt_shown], env=place.env, cwd=place.project, leave=LEAVE
         )
-        bench = Lifecycle(place, raw, local, session["label"], raw.container_of(session["machine_id"]))
+        spare.remove(spare.new("--no-upload", "--agent", "shell")[1]["label"])
+        bench = Lifecycle(place, spare, raw, local, session["label"], raw.container_of(session["machine_id"]))
         bench.repeat(times)
         for name, value in idle.items():
             bench.results.add(name, value, "MB")

@@ -53,6 +53,10 @@ class Stage:
         ran = self.catty("new", "-d", "--json", "--yes", *words)
         return ran, json.loads(ran.out)
 
+    def spares(self) -> int:
+        """How many machines its server has made ready so far."""
+        return (self.home / "server/server.log").read_text().count("a machine is kept ready")
+
     def remove(self, label: str) -> None:
         """End a session, its files too."""
         self.catty("stop", label, "--delete", "--yes")
@@ -111,8 +115,11 @@ def until_shown(
 
 
 @contextlib.contextmanager
-def stage() -> Iterator[Stage]:
-    """A stage with the embedded server running and the session image built; sessions, server and files end with the block."""
+def stage(*, spare: bool = False) -> Iterator[Stage]:
+    """A stage with the embedded server running and the session image built; sessions, server and files end with the block.
+
+    `spare`: its server keeps a blank machine ready after each `new`, as servers do unless told otherwise.
+    """
     ensure_environment("server")
     root = Path(tempfile.mkdtemp(prefix="catty-"))
     catty_home, project = root / "home", root / "project"
@@ -122,6 +129,7 @@ def stage() -> Iterator[Stage]:
     # Of the caller's environment nothing that changes what is measured: PYTHONDONTWRITEBYTECODE alone doubles each start.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("CATTY_", "PYTHON"))} | {
         "CATTY_HOME": str(catty_home),
+        "CATTY_SERVER_NO_SPARE": "" if spare else "1",
         "CI": "1",
         "TERM": "xterm-256color",
         "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",  # a keyring's own time is not ours
