@@ -92,6 +92,16 @@ async def test_a_command_that_ignores_ctrl_c_is_left_after_three(machine: ExecMa
     await asyncio.wait_for(machine.runs[0].over.wait(), 10)  # and ended in the machine
 
 
+async def test_a_command_that_ignores_term_keeps_the_client_for_seconds(machine: ExecMachine) -> None:
+    process = await start(machine, "bash", "-c", "trap '' TERM; echo ready; exec sleep 60")
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert await machine.runs[0].signals.get() == "TERM"
+    assert await asyncio.wait_for(process.wait(), 30) == 143
+    await asyncio.wait_for(machine.runs[0].over.wait(), 10)
+
+
 async def test_a_lost_connection_is_an_error(machine: ExecMachine) -> None:
     process = await start(machine, "sleep", "60")
     while not machine.runs:

@@ -22,6 +22,7 @@ __all__ = ["execute"]
 _LEFT: Final = 130
 _CHUNK: Final = 64 * 1024
 _FORWARDED: Final = {signal.SIGINT: "INT", signal.SIGTERM: "TERM", signal.SIGHUP: "HUP"}
+_GRACE_S: Final = 5.0  # for a command to end by a TERM or HUP, and for its machine to say so
 _INSIST: Final = 3  # this many signals without an answer end the client by itself
 
 
@@ -66,8 +67,11 @@ class _Run:
     def on_signal(self, number: signal.Signals) -> None:
         self.signals += 1
         self.socket.send_now(pack_json(FrameType.SIGNAL, 0, {"signal": _FORWARDED[number]}))
+        code = _LEFT if number == signal.SIGINT else 128 + number
         if self.signals >= _INSIST:
-            self.leave(_LEFT if number == signal.SIGINT else 128 + number)
+            self.leave(code)
+        elif number != signal.SIGINT:
+            self.loop.call_later(_GRACE_S, self.leave, code)  # whoever sends these means this process too
 
     def leave(self, code: int) -> None:
         if not self.left.done():
