@@ -407,3 +407,25 @@ async def test_a_path_that_a_machine_made_up_is_not_typed(tmp_path: Path, path: 
     (tmp_path / "a.png").write_bytes(b"png")
     with pytest.raises(BadRequest):
         await put_file(connect, tmp_path / "a.png")
+
+
+async def test_the_state_is_not_closed_while_it_is_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite ends the process where one thread closes what another uses."""
+    using, closed, used = threading.Event(), threading.Event(), []
+    load, close = SyncState.load_seen, SyncState.close
+
+    def slow_load(state: SyncState) -> object:
+        using.set()
+        used.append(not closed.wait(0.5))
+        return load(state)
+
+    def noted_close(state: SyncState) -> None:
+        closed.set()
+        close(state)
+
+    monkeypatch.setattr(SyncState, "load_seen", slow_load)
+    monkeypatch.setattr(SyncState, "close", noted_close)
+    async with bench.following():
+        await asyncio.to_thread(using.wait)
+    assert closed.is_set()
+    assert used == [True]

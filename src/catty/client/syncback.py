@@ -12,7 +12,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,16 @@ class Target:
 
 class _Paused(Exception):  # no error
     """The brake, or the state, says to wait for the user."""
+
+
+@contextlib.asynccontextmanager
+async def _opened(path: Path) -> AsyncIterator[SyncState]:
+    """A state that is closed by the one thread that uses it: SQLite crashes where another closes it meanwhile."""
+    state = await asyncio.to_thread(SyncState, path)
+    try:
+        yield state
+    finally:
+        await asyncio.shield(asyncio.to_thread(state.close))
 
 
 class SyncBack:
@@ -149,7 +159,7 @@ class SyncBack:
 
     async def _until_paused(self) -> None:
         """Connect again and again. Raises _Paused, OSError for a directory or state that cannot be used."""
-        with await asyncio.to_thread(SyncState, self._target.state) as state:
+        async with _opened(self._target.state) as state:
             if state.paused:
                 raise _Paused(state.paused)
             target = self._target
