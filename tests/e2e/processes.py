@@ -94,6 +94,10 @@ class Host:
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if self.owner in line]
         return found + [str(path) for path in self.store("sessions/*/heads/*")]
 
+    def until_nothing_remains(self) -> None:
+        """What an engine was still making when its session had ended goes with the keeper's next sweep."""
+        until(lambda: self.remains() == [])
+
     def store(self, pattern: str) -> list[Path]:
         """Objects of the server's store; `pattern` below an owner's directory."""
         return list((self._home / "server" / "store").glob(f"*/{pattern}"))
@@ -179,7 +183,7 @@ def delete_twice(catty: Catty, host: Host) -> None:
         done = catty.call("stop", LABEL, "--delete")
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{LABEL} deleted\n".encode()
-    assert host.remains() == []
+    host.until_nothing_remains()
     assert json.loads(catty.run("list", "--json", "--all")) == []
 
 

@@ -67,7 +67,7 @@ def test_new_that_is_interrupted_removes_its_session(catty: Catty, host: Host, n
         code, out, err = ends(making)
         assert (code, out) == (128 + number, b""), phase
         assert f"note: {LABEL} was removed\n" in err
-        assert host.remains() == []
+        host.until_nothing_remains()
         assert json.loads(catty.run("list", "--json", "--all")) == []
         assert list((catty.home / "sessions").iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_new_whose_terminal_is_closed_removes_its_session(catty: Catty, host: Ho
     with catty.terminal("new", "--yes", "--agent", "shell", "--name", LABEL) as term:
         come_to(host, "upload")
         term.hang_up()
-    assert host.remains() == []
+    host.until_nothing_remains()
     assert json.loads(catty.run("list", "--json", "--all")) == []
 
 
@@ -92,7 +92,7 @@ def test_new_left_by_ctrl_c_twice(catty: Catty, host: Host) -> None:
         assert term.wait_exit() == 130, term.screen_text
     term.check_fresh()
     if f"{LABEL} was removed" in term.screen_text:
-        assert host.remains() == []
+        host.until_nothing_remains()
     else:
         assert f"{LABEL} may be left behind" in term.screen_text
     delete_twice(catty, host)
@@ -111,7 +111,7 @@ def test_new_killed_before_its_files_were_there(catty: Catty, host: Host) -> Non
             assert catty.run("stop", LABEL) == f"{LABEL} stopped\n".encode()
         session = catty.session(LABEL)
         assert (session["state"], session["reason"]) == ("stopped", "user")
-        assert host.remains() == []
+        host.until_nothing_remains()
         delete_twice(catty, host)
 
 
